@@ -1,0 +1,13 @@
+"""What every doctest may use without importing it, as the README's first lines import it."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import manual_bp
+
+
+@pytest.fixture(autouse=True)
+def _names(doctest_namespace):
+    doctest_namespace.update(vars(manual_bp))
+    doctest_namespace.update(jax=jax, jnp=jnp, mbp=manual_bp)

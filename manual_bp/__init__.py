@@ -1,0 +1,32 @@
+"""manual_bp: hand-derived gradients of neural networks, as pure functions in JAX.
+
+    grads = manual_bp.manual_grads(params, x, y, network=network)
+
+`manual_bp.formulas` holds the notes' formulas literally; `manual_bp.layer` the contract that every
+layer keeps; `manual_bp.gradients` the sweep that makes a gradient of them.
+"""
+
+from manual_bp import formulas as formulas
+from manual_bp.activations import gelu as gelu
+from manual_bp.activations import identity as identity
+from manual_bp.activations import leaky_relu as leaky_relu
+from manual_bp.activations import relu as relu
+from manual_bp.activations import sigmoid as sigmoid
+from manual_bp.activations import silu as silu
+from manual_bp.activations import softplus as softplus
+from manual_bp.activations import tanh as tanh
+from manual_bp.combinators.sequential import sequential as sequential
+from manual_bp.gradients import manual_grads as manual_grads
+from manual_bp.gradients import manual_pass as manual_pass
+from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads
+from manual_bp.gradients import predict as predict
+from manual_bp.layers.dense import Dense as Dense
+from manual_bp.losses.sigmoid_binary_cross_entropy import (
+    SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy,
+)
+from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+from manual_bp.losses.squared_error import SquaredError as SquaredError
+from manual_bp.models.mlp import mlp as mlp
+from manual_bp.signals.intermediates import intermediates as intermediates
+
+__version__ = "0.1.0"

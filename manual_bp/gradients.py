@@ -1,0 +1,368 @@
+"""manual_grads and its sisters: a network, a loss and a batch in, gradients out.
+
+    J = Σ_i w_i · loss_i,    w_i = 1/m unless weights are given
+
+One sweep: forward through the network, the loss's error for its prediction, weighted, and the walk
+back. This is the engine's only 1/m. It is applied once, to the first error; every dv below is then
+∂J/∂v, without a pass over the parameters to divide them.
+
+The work is compiled with `jax.jit`, network and loss static. Shapes and dtypes are checked when it
+is traced, which costs nothing when it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.inputs import check_arrays, check_batch, check_classes, check_weights
+from manual_bp.layer import (
+    Layer,
+    Loss,
+    Tree,
+    Visit,
+    accumulation_dtype,
+    backward_visit,
+    check_taken,
+)
+from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
+from manual_bp.notes_params import as_network, is_dense_chain, read, restore
+
+
+class Pass(NamedTuple):
+    """Everything of one sweep."""
+
+    loss: jax.Array
+    """J, a scalar."""
+    prediction: jax.Array
+    """What the network makes of x: Z[L], its logits."""
+    grads: Tree
+    """∂J/∂params, in the structure of params."""
+    observed: Tree
+    """The statistics that layers gathered of this batch, nested like the network."""
+
+
+def manual_pass(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> Pass:
+    """Loss, prediction, gradient and statistics of one sweep by hand-derived backpropagation.
+
+        dZ[L] = w (A[L] - Y),   dZ[l] = W[l+1]ᵀ dZ[l+1] ⊙ g'(Z[l]),
+        dW[l] = dZ[l] A[l-1]ᵀ,  db[l] = Σ over examples of dZ[l]
+
+    for dense networks, and every other layer's own backward where there are others.
+
+    Args:
+        params: what `network.init` made. Without a network, (W, b) pairs of the notes' MLP with
+            relu hidden layers: a tuple or list of pairs, or one bare pair; a pair is a tuple, a
+            list, or a dict or NamedTuple with fields W and b; W is (n_out, n_in), b (n_out,).
+        x: (m, ...), the examples, first axis first.
+        y: targets, as the loss takes them: for classes (m,) integers or (m, C).
+        network: the network whose params these are.
+        loss: SoftmaxCrossEntropy() unless given.
+        weights: one for each prediction, (m,) or (m, T), in the unit of the loss: J is their
+            weighted sum. By default one over the number of predictions that count: J is the mean.
+            Ones give the notes' dZ, in which row i is the error of example i alone. A prediction
+            of weight 0 contributes exactly 0, also where its target is invalid or its input isn't
+            finite (non-finite inputs of weight 0 are read as 0).
+        **taken: what the network takes by name: key=..., mask=..., statistics=...
+
+    Returns:
+        Pass(loss, prediction, grads, observed); grads in structure, shapes and dtypes of params.
+
+    Raises:
+        TypeError, ValueError: naming what was given, what was expected, which layer, what to do.
+            An integer class that doesn't exist raises where its value is at hand; inside your own
+            jit it makes loss and gradient NaN.
+
+    Source: Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating errors.
+
+    Example:
+        >>> params = ((jnp.zeros((3, 2)), jnp.zeros(3)),)
+        >>> step = manual_pass(params, jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]))
+        >>> print(step.loss, step.grads[0][1])
+        1.0986123 [-0.16666667  0.08333333  0.08333333]
+    """
+    return Pass(*_run(Pass._fields, params, x, y, network, loss, weights, taken))
+
+
+def manual_grads(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> Tree:
+    """The gradient ∂J/∂params by hand-derived backpropagation, with params' structure.
+
+        dZ[L] = w (A[L] - Y),   dZ[l] = W[l+1]ᵀ dZ[l+1] ⊙ g'(Z[l]),   dW[l] = dZ[l] A[l-1]ᵀ
+
+    Args, Raises, Source: as for `manual_pass`, whose field `grads` this is.
+
+    Returns:
+        The gradient, in structure, shapes and dtypes of params.
+
+    Example:
+        >>> network = mlp([2, 5, 3], hidden=tanh)
+        >>> params = network.init(jax.random.key(0), jnp.ones((4, 2)))
+        >>> grads = manual_grads(params, jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]), network=network)
+        >>> grads[0].W.shape
+        (5, 2)
+    """
+    (grads,) = _run(("grads",), params, x, y, network, loss, weights, taken)
+    return grads
+
+
+def manual_value_and_grads(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> tuple[jax.Array, Tree]:
+    """The loss J and its gradient by hand-derived backpropagation.
+
+        J = Σ w · loss,   dZ[L] = w (A[L] - Y),   dZ[l] = W[l+1]ᵀ dZ[l+1] ⊙ g'(Z[l])
+
+    Args, Raises, Source: as for `manual_pass`, whose fields `loss` and `grads` these are.
+
+    Returns:
+        (loss, grads).
+
+    Example:
+        >>> params = (jnp.zeros((1, 2)), jnp.zeros(1))
+        >>> loss, (dW, db) = manual_value_and_grads(
+        ...     params, jnp.ones((4, 2)), jnp.ones((4, 1)), loss=SquaredError())
+        >>> print(loss, dW, db)
+        0.5 [[-1. -1.]] [-1.]
+    """
+    value, grads = _run(("loss", "grads"), params, x, y, network, loss, weights, taken)
+    return value, grads
+
+
+def predict(params: Tree, x: Any, *, network: Layer | None = None, **taken: Any) -> jax.Array:
+    """The network's prediction, Z[L], not in training: the forward pass of network.inference().
+
+        A[l] = g(W[l] A[l-1] + b[l]),   prediction = Z[L]
+
+    Args:
+        params: as for `manual_pass`.
+        x: (m, ...), the examples.
+        network: the network, the one that is trained.
+        **taken: what `network.inference()` takes by name.
+
+    Returns:
+        (m, ..., n_L), logits; a loss's `activate` makes probabilities of them.
+
+    Raises:
+        TypeError, ValueError: as for `manual_pass`.
+
+    Source: Rumelhart, Hinton & Williams (1986).
+
+    Example:
+        >>> print(predict((jnp.eye(2), jnp.ones(2)), jnp.array([[1.0, 2.0]])))
+        [[2. 3.]]
+    """
+    check_arrays(params, x=x)
+    return _compiled_forward(params, x, taken, network=network)
+
+
+class Sweep(NamedTuple):
+    """What one sweep with any visit yields."""
+
+    loss: jax.Array
+    prediction: jax.Array
+    seen: Tree
+    dx: jax.Array
+    dloss_params: Tree
+    residuals: Tree
+
+
+def sweep(
+    visit: Visit,
+    network: Layer,
+    loss: Loss,
+    params: Tree,
+    loss_params: Tree,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    taken: dict[str, Any],
+) -> Sweep:
+    """Forward, first error, and the walk back with this visit: what is compiled everywhere.
+
+    Args:
+        visit: visit(layer, dout, params, residuals) -> (what was seen, dx), for each leaf.
+        network, loss: what is computed.
+        params, loss_params: as `open_params` returns them.
+        x, y, weights, taken: as for `manual_pass`.
+
+    Returns:
+        Sweep, with what was seen nested like the network.
+    """
+    check_batch(x, y)
+    if weights is not None:
+        x = _without_idle_infinities(x, weights)
+    prediction, residuals = network.forward(params, x, **taken)
+    loss.check(prediction, y)
+    expected = prediction.shape[:-1]
+    dtype = accumulation_dtype(prediction)
+    if weights is None:
+        weights = _mean_weights(expected, dtype, loss.counts(prediction, y))
+    check_weights(weights, expected)
+    weights = weights.astype(dtype)
+    values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
+    total = jnp.where(weights == 0, 0, weights * values).sum()
+    seen, dx = network.walk(visit, dprediction.astype(prediction.dtype), params, residuals)
+    return Sweep(total, prediction, seen, dx, dloss_params, residuals)
+
+
+def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer, Tree, Tree]:
+    """(network, its params, the loss's params), from params as a caller gives them."""
+    loss_params: Tree = ()
+    if loss.parametric:
+        if not isinstance(params, tuple) or len(params) != 2:
+            raise TypeError(
+                f"{loss!r} has parameters: params must be the pair (network's, loss's), got "
+                f"{type(params).__name__}."
+            )
+        params, loss_params = params
+    if network is None:
+        network = as_network(params)
+    if is_dense_chain(network):
+        params = read(params)
+    return network, params, loss_params
+
+
+def close_params(grads: Tree, dloss_params: Tree, params: Tree, network: Layer, loss: Loss) -> Tree:
+    """Gradients in the structure of params: the inverse of `open_params`."""
+    if loss.parametric:
+        return close_params(grads, (), params[0], network, Loss()), dloss_params
+    return restore(grads, params) if is_dense_chain(network) else grads
+
+
+def check_call(
+    params: Tree,
+    x: Any,
+    y: Any,
+    weights: Any,
+    taken: dict[str, Any],
+    network: Layer | None,
+    loss: Loss | None,
+) -> Loss:
+    """Check what is checked on values, outside jit; returns the loss, the default one for None."""
+    if network is not None and not isinstance(network, Layer):
+        raise TypeError(
+            f"network must be a layer, got {network!r}; for example mbp.mlp([64, 128, 10])."
+        )
+    if loss is None:
+        loss = SoftmaxCrossEntropy()
+    elif not isinstance(loss, Loss):
+        advice = " Call it." if isinstance(loss, type) else ""
+        raise TypeError(f"loss must be a Loss such as mbp.SquaredError(), got {loss!r}.{advice}")
+    check_arrays(params, x=x, y=y, weights=weights)
+    check_taken(network, taken)
+    check_classes(loss, y, weights, functools.partial(_units, params, x, taken, network, loss))
+    return loss
+
+
+def _run(
+    wanted: tuple[str, ...],
+    params: Tree,
+    x: Any,
+    y: Any,
+    network: Layer | None,
+    loss: Loss | None,
+    weights: Any,
+    taken: dict[str, Any],
+) -> Any:
+    loss = check_call(params, x, y, weights, taken, network, loss)
+    return _compiled(params, x, y, weights, taken, network=network, loss=loss, wanted=wanted)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "loss", "wanted"))
+def _compiled(
+    params: Tree,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    taken: dict[str, Any],
+    *,
+    network: Layer | None,
+    loss: Loss,
+    wanted: tuple[str, ...],
+) -> tuple[Any, ...]:
+    network, tree, loss_params = open_params(params, network, loss)
+    step = sweep(backward_visit, network, loss, tree, loss_params, x, y, weights, taken)
+    fields = {
+        "loss": step.loss,
+        "prediction": step.prediction,
+        "grads": close_params(step.seen, step.dloss_params, params, network, loss),
+        "observed": network.observe(step.residuals),
+    }
+    return tuple(fields[name] for name in wanted)
+
+
+@functools.partial(jax.jit, static_argnames=("network",))
+def _compiled_forward(
+    params: Tree, x: jax.Array, taken: dict[str, Any], *, network: Layer | None
+) -> jax.Array:
+    network, tree, _ = open_params(params, network, Loss())
+    network = network.inference()
+    check_taken(network, taken)
+    return network.forward(tree, x, **taken)[0]
+
+
+def _mean_weights(shape: tuple[int, ...], dtype: Any, counts: jax.Array | None) -> jax.Array:
+    """1/m for each prediction that counts; 0 for all when none does.
+
+    Divided in the program, not in Python, so that in exact arithmetic it is exactly 1/m.
+    """
+    if counts is None:
+        return jnp.ones(shape, dtype) / jnp.asarray(math.prod(shape), dtype)
+    counted = counts.astype(dtype)
+    return counted / jnp.maximum(counted.sum(), 1)
+
+
+def _without_idle_infinities(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x, with 0 for what isn't finite in examples of weight 0: in dW, 0 * NaN would be NaN."""
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[: weights.ndim] != weights.shape:
+        return x
+    idle = (weights == 0).reshape(weights.shape + (1,) * (x.ndim - weights.ndim))
+    return jnp.where(idle & ~jnp.isfinite(x), 0, x)
+
+
+def _units(params: Tree, x: Any, taken: dict[str, Any], network: Layer | None, loss: Loss) -> int:
+    """Size of the prediction's last axis, found once for each set of shapes."""
+    leaves, structure = jax.tree.flatten((params, x, taken))
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return _units_of_shapes(structure, shapes, network, loss)
+
+
+@functools.lru_cache(maxsize=1024)
+def _units_of_shapes(
+    structure: Any, shapes: tuple[Any, ...], network: Layer | None, loss: Loss
+) -> int:
+    def forward(params: Tree, x: jax.Array, taken: dict[str, Any]) -> jax.Array:
+        opened, tree, _ = open_params(params, network, loss)
+        return opened.forward(tree, x, **taken)[0]
+
+    leaves = [jax.ShapeDtypeStruct(*each) for each in shapes]
+    return jax.eval_shape(forward, *jax.tree.unflatten(structure, leaves)).shape[-1]

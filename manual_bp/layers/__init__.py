@@ -1,0 +1,1 @@
+"""Layers, a file each: the folder's listing is the table of contents."""

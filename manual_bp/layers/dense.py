@@ -1,0 +1,184 @@
+"""Dense layer: the layer of the notes, an affine map followed by an activation.
+
+Forward, for each example, as a row:
+
+    Z = A_prev Wᵀ + b
+    A = g(Z)
+
+Backward, given dA, the error that arrives from the layer above:
+
+    dZ = dA ⊙ g'(Z)
+    dW = Σ over examples of dZ A_prevᵀ        in rows: dZᵀ A_prev
+    db = Σ over examples of dZ
+    dA_prev = dZ W                             in columns: Wᵀ dZ
+
+With dA = dZ[l+1] W[l+1] from the layer above, the first line is the notes' hidden error,
+dZ[l] = W[l+1]ᵀ dZ[l+1] ⊙ g'(Z[l]). The notes' 1/m is in dA already: the engine applies it once, at
+the first error.
+
+Derivation.  J depends on W_oi through Z_no = Σ_i W_oi A_ni + b_o alone, for every example n. So
+∂J/∂W_oi = Σ_n dZ_no A_ni, ∂J/∂b_o = Σ_n dZ_no and ∂J/∂A_ni = Σ_o dZ_no W_oi: the index that is
+summed forward (i) is free backward, and the other way round, which is what the transpose means.
+g acts on each element alone, so its Jacobian is diagonal and the product with g' element-wise.
+
+Backward keeps A_prev, and of Z just what g' needs: a mask for relu, nothing for identity.
+
+Shapes  A_prev, dA_prev: (..., n_in); Z, A, dZ, dA: (..., n_out); W: (n_out, n_in); b: (n_out,)
+Source  Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating errors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.activations import Activation, check_floating, identity
+from manual_bp.layer import Layer, Tree, outer_over_examples, sum_over_examples
+
+
+class Params(NamedTuple):
+    """W: (n_out, n_in), b: (n_out,)."""
+
+    W: Any
+    b: Any
+
+
+class Residuals(NamedTuple):
+    """a_prev: (..., n_in), the layer's input; kept: what the activation keeps of Z."""
+
+    a_prev: jax.Array
+    kept: Tree
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """A = g(A_prev Wᵀ + b), one layer of the notes.
+
+    Weights are drawn after the activation (see `manual_bp.activations`), biases are 0.
+
+    Args:
+        features: n_out, the number of units.
+        activation: g, element-wise; identity unless given.
+        inputs: n_in, checked where given; otherwise as many as the input has.
+
+    Raises:
+        TypeError: for a setting or an input of the wrong type.
+        ValueError: for shapes that don't fit.
+
+    Source: Rumelhart, Hinton & Williams (1986).
+
+    Example:
+        >>> layer = Dense(3, tanh)
+        >>> params = layer.init(jax.random.key(0), jnp.ones((5, 2)))
+        >>> out, residuals = layer.forward(params, jnp.ones((5, 2)))
+        >>> dparams, dx = layer.backward(params, residuals, jnp.ones_like(out))
+        >>> dparams.W.shape, dparams.b.shape, dx.shape
+        ((3, 2), (3,), (5, 2))
+    """
+
+    features: int
+    activation: Activation = identity
+    inputs: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, size in (("features", self.features), ("inputs", self.inputs)):
+            if name == "inputs" and size is None:
+                continue
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise TypeError(f"Dense: {name} must be a positive int, got {size!r}.")
+        if not isinstance(self.activation, Activation):
+            family = isinstance(self.activation, type) and issubclass(self.activation, Activation)
+            advice = (
+                "This one is a family: call it, as in leaky_relu(0.01)."
+                if family
+                else "Use one of manual_bp's, such as manual_bp.relu."
+            )
+            raise TypeError(
+                f"Dense({self.features}): activation must be an activation of manual_bp, got "
+                f"{self.activation!r}. {advice}"
+            )
+
+    def init(self, key: jax.Array, x: Any) -> Params:
+        self._check_input(x, x.shape[-1] if self.inputs is None else self.inputs)
+        W = self.activation.initializer(key, (self.features, x.shape[-1]), x.dtype)
+        return Params(W, jnp.zeros(self.features, x.dtype))
+
+    def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        a, kept = self.activation.forward((), self.preactivation(params, x))
+        return a, Residuals(x, kept)
+
+    def backward(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        dz = self.error(residuals, dout)
+        dW = outer_over_examples(dz, residuals.a_prev, like=params.W)
+        db = sum_over_examples(dz).astype(params.b.dtype)
+        da_prev = (dz @ params.W).astype(residuals.a_prev.dtype)
+        return Params(dW, db), da_prev
+
+    def preactivation(self, params: Params, a_prev: jax.Array) -> jax.Array:
+        """Z = A_prev Wᵀ + b."""
+        self._check(params, a_prev)
+        return a_prev @ params.W.T + params.b
+
+    def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
+        """dZ = dA ⊙ g'(Z)."""
+        _, dz = self.activation.backward((), residuals.kept, dout)
+        return dz
+
+    def _check(self, params: Params, x: Any) -> None:
+        if not (hasattr(params, "W") and hasattr(params, "b")):
+            raise TypeError(
+                f"{self!r} expected params with fields W and b, got {type(params).__name__}. "
+                "Make them with network.init(key, x)."
+            )
+        W, b = params
+        for name, value, axes in (("W", W, 2), ("b", b, 1)):
+            if not hasattr(value, "shape") or not jnp.issubdtype(value.dtype, jnp.floating):
+                given = f"{value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+                raise TypeError(f"{self!r}: {name} must be a floating-point array, got {given}.")
+            if name == "b" and value.shape == (self.features, 1):
+                raise ValueError(
+                    f"{self!r}: b has shape {value.shape}, expected ({self.features},). A column "
+                    "is the notes' layout, features x examples: manual_bp.formulas takes it as it "
+                    "is; here use b[:, 0], and x with examples first."
+                )
+            if value.ndim != axes:
+                expected = "(n_out, n_in)" if name == "W" else "(n_out,)"
+                raise ValueError(
+                    f"{self!r}: {name} has shape {tuple(value.shape)}, expected {expected}."
+                )
+        n_out, n_in = W.shape
+        if n_out != self.features:
+            advice = " W.T would fit: W is (n_out, n_in)." if n_in == self.features else ""
+            raise ValueError(
+                f"{self!r}: W has shape {(n_out, n_in)}, expected ({self.features}, n_in).{advice}"
+            )
+        if b.shape != (n_out,):
+            raise ValueError(
+                f"{self!r}: b has shape {b.shape}, expected ({n_out},), one for each row of W; "
+                "it is not broadcast."
+            )
+        self._check_input(x, n_in, W)
+
+    def _check_input(self, x: Any, n_in: int, W: Any = None) -> None:
+        check_floating(self, x)
+        if x.ndim < 1 or x.shape[-1] != n_in:
+            advice = ""
+            if x.ndim == 2 and x.shape[0] == n_in:
+                advice = (
+                    f" x.T would fit: x holds examples first, {(x.shape[1], n_in)}. "
+                    "For features x examples as in the notes see manual_bp.formulas."
+                )
+            elif W is not None and x.ndim >= 1 and x.shape[-1] == W.shape[0]:
+                advice = " W.T would fit: W is (n_out, n_in)."
+            raise ValueError(
+                f"{self!r}: x has shape {tuple(x.shape)}, expected (..., {n_in}).{advice}"
+            )
+        if self.inputs is not None and n_in != self.inputs:
+            raise ValueError(
+                f"{self!r}: W takes {n_in} inputs, expected {self.inputs} (inputs={self.inputs})."
+            )

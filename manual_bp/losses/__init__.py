@@ -1,0 +1,1 @@
+"""Losses, a file each: the folder's listing is the table of contents."""

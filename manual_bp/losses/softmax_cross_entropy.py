@@ -1,0 +1,175 @@
+"""Softmax cross-entropy: the canonical loss of classes.
+
+For logits z in R^C and a target y in R^C, not necessarily summing to one:
+
+    p = softmax(z),   value = -Σ_c y_c log p_c = (Σ y) logsumexp(z) - Σ_c y_c z_c
+
+    error = ∂value/∂z = p (Σ y) - y               the notes' dZ[L] = A[L] - Y when Σ y = 1
+
+Derivation.  ∂logsumexp(z)/∂z_c = e^{z_c} / Σ_k e^{z_k} = p_c, so the first term gives p_c (Σ y) and
+the second -y_c. No derivative of softmax is needed: its dense Jacobian, p_i (δ_ij - p_j), has
+cancelled against 1/p of the logarithm. Both are stable: with ẑ = z - max z, every exponential is at
+most 1, and log p = ẑ - log Σ e^ẑ never takes the logarithm of 0.
+
+An integer class k stands for the one-hot y_c = [c = k]. Label smoothing α replaces y by
+(1 - α) y + (α/C) Σ y. A prediction whose class is the ignored one has value and error 0 and does not
+count; a class outside 0 ... C-1 has value and error NaN.
+
+Where y_c = 0 the term y_c log p_c is 0, also at z_c = -inf (a class that is ruled out).
+
+Shapes  prediction, error: (..., C); target: (..., C), or integers (...); value: (...)
+Source  Bridle (1990), Probabilistic interpretation of feedforward classification network outputs;
+        Szegedy et al. (2016), arXiv:1512.00567 (label smoothing)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.layer import Loss, accumulation_dtype
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy(Loss):
+    """-Σ y log softmax(z), with error softmax(z) Σy - y.
+
+    Args:
+        label_smoothing: α in [0, 1]: the share of the label that is spread evenly.
+        ignored_class: integer targets of this class don't count; None when all do.
+
+    Raises:
+        TypeError, ValueError: for targets that are neither (..., C) nor integer classes (...).
+
+    Source: Bridle (1990).
+
+    Example:
+        >>> loss = SoftmaxCrossEntropy()
+        >>> z = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+        >>> loss.error(z, jnp.array([0, 1]))
+        Array([[-0.5,  0.5],
+               [ 0.5, -0.5]], dtype=float32)
+    """
+
+    label_smoothing: float = 0.0
+    ignored_class: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(
+                f"SoftmaxCrossEntropy: label_smoothing must be in [0, 1], "
+                f"got {self.label_smoothing!r}."
+            )
+
+    def activate(self, prediction: jax.Array) -> jax.Array:
+        return jax.nn.softmax(prediction, axis=-1)
+
+    def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+        y, counts, valid = self._distribution(prediction, target)
+        z = prediction.astype(y.dtype)
+        shifted = z - _finite_max(z)
+        log_p = shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+        value = -jnp.where(y == 0, 0, y * log_p).sum(-1)
+        return _poison(value, counts, valid)
+
+    def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+        y, counts, valid = self._distribution(prediction, target)
+        z = prediction.astype(y.dtype)
+        exponentials = jnp.exp(z - _finite_max(z))
+        p = exponentials / exponentials.sum(-1, keepdims=True)
+        total = 1 if _is_classes(prediction, target) else y.sum(-1, keepdims=True)
+        return _poison(p * total - y, counts, valid)
+
+    def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
+        if self.ignored_class is None or not _is_classes(prediction, target):
+            return None
+        return target != self.ignored_class
+
+    def check(self, prediction: Any, target: Any) -> None:
+        units = prediction.shape[-1]
+        if _is_classes(prediction, target):
+            if target.shape == prediction.shape[:-1]:
+                return
+        elif target.shape == prediction.shape:
+            if self.ignored_class is not None:
+                raise TypeError(
+                    f"{self!r}: an ignored class needs integer classes as targets, got "
+                    f"{target.dtype} {tuple(target.shape)}; weight the predictions instead."
+                )
+            return
+        advice = ""
+        if target.shape == prediction.shape[:-1]:
+            raise TypeError(
+                f"{self!r}: targets of shape {tuple(target.shape)} are classes and must be "
+                f"integers, got {target.dtype}. Cast them: y.astype(int)."
+            )
+        if target.shape == (*prediction.shape[:-1], 1):
+            advice = " Drop the last axis: y[..., 0]."
+        elif target.shape == prediction.shape[::-1]:
+            advice = " y.T would fit: y holds examples first."
+        raise ValueError(
+            f"{self!r}: targets have shape {tuple(target.shape)}, expected "
+            f"{(*prediction.shape[:-1], units)} like the prediction, or integer classes of shape "
+            f"{tuple(prediction.shape[:-1])}; they are not broadcast.{advice}"
+        )
+
+    def check_target(self, units: int, target: Any, counted: Any) -> None:
+        if target.dtype.kind not in "iu" or target.shape != counted.shape:
+            return
+        wrong = counted & ((target < 0) | (target >= units))
+        if self.ignored_class is not None:
+            wrong &= target != self.ignored_class
+        if wrong.any():
+            first = tuple(int(each[0]) for each in wrong.nonzero())
+            advice = "" if self.ignored_class is not None else " or name it as ignored_class"
+            raise ValueError(
+                f"{self!r}: class {int(target[first])} of target {list(first)} is not among the "
+                f"{units} classes 0 to {units - 1}. Mend the label, give it weight 0{advice}."
+            )
+
+    def _distribution(
+        self, prediction: jax.Array, target: jax.Array
+    ) -> tuple[jax.Array, jax.Array | bool, jax.Array | bool]:
+        """Targets as y (..., C) after smoothing, which predictions count, which are valid."""
+        units = prediction.shape[-1]
+        dtype = accumulation_dtype(prediction)
+        counts: jax.Array | bool = True
+        valid: jax.Array | bool = True
+        if _is_classes(prediction, target):
+            y = (target[..., None] == jnp.arange(units, dtype=target.dtype)).astype(dtype)
+            valid = (target >= 0) & (target < units)
+            total: Any = 1
+            if self.ignored_class is not None:
+                counts = target != self.ignored_class
+        else:
+            y = target.astype(dtype)
+            total = y.sum(-1, keepdims=True) if self.label_smoothing else 1
+        if self.label_smoothing:
+            y = (1 - self.label_smoothing) * y + self.label_smoothing / units * total
+        return y, counts, valid
+
+
+def _is_classes(prediction: Any, target: Any) -> bool:
+    return jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == prediction.ndim - 1
+
+
+def _finite_max(z: jax.Array) -> jax.Array:
+    """max z for the shift, 0 where all of z is -inf (z - max z would be NaN)."""
+    top = z.max(-1, keepdims=True)
+    return jnp.where(top == -jnp.inf, 0, top)
+
+
+def _poison(values: jax.Array, counts: jax.Array | bool, valid: jax.Array | bool) -> jax.Array:
+    """Values, 0 where a prediction doesn't count, NaN where its class doesn't exist."""
+    if valid is not True:
+        values = jnp.where(_like(valid, values), values, jnp.nan)
+    if counts is not True:
+        values = jnp.where(_like(counts, values), values, 0)
+    return values
+
+
+def _like(flags: Any, values: jax.Array) -> jax.Array:
+    return flags.reshape(flags.shape + (1,) * (values.ndim - flags.ndim))

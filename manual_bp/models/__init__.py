@@ -1,0 +1,1 @@
+"""Networks worth naming, made of layers and combinators."""

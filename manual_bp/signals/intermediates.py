@@ -1,0 +1,132 @@
+"""Every intermediate of a forward and backward pass, named as in the notes.
+
+The backward pass of a layer keeps as little as it can; to show A and Z each leaf is wrapped in a
+layer that also keeps its input and output. The walk then finds them beside the error.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from manual_bp.activations import identity
+from manual_bp.gradients import check_call, open_params, sweep
+from manual_bp.layer import Combinator, Layer, Loss, Static, Tree
+from manual_bp.layers.dense import Dense
+
+
+@dataclass(frozen=True)
+class Recorded(Layer):
+    """A layer that keeps its input and output beside its residuals."""
+
+    layer: Layer
+
+    @property
+    def takes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.layer.takes
+
+    def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, Tree]:
+        out, residuals = self.layer.forward(params, x, **taken)
+        return out, (x, out, residuals)
+
+    def __repr__(self) -> str:
+        return repr(self.layer)
+
+
+def intermediates(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> dict[str, jax.Array]:
+    """Every intermediate of one forward and backward pass, by its name in the notes.
+
+        Z[l], A[l] forward,   dA[l], dZ[l], dW[l], db[l] backward
+
+    Layers count from 1, children of a combinator after a dot: "Z1", "dW2", "dZ3.1". A dense layer
+    has Z, A, dA, dZ, dW, db; any other has out, dout and the gradients of its parameters. When the
+    last layer is dense with no activation, its A is the loss's own activation of Z (softmax, for
+    softmax cross-entropy), and it has no dA: loss and activation are differentiated as one,
+    dZ[L] = w (A[L] - Y). Every dv is ∂J/∂v, with `weights` in it.
+
+    Args:
+        params, x, y, network, loss, weights, **taken: as for `manual_pass`.
+
+    Returns:
+        A dict from name to array: "A0" (which is x), each layer's in order, and "dA0" (dJ/dx).
+
+    Raises:
+        TypeError, ValueError: as `manual_pass` does.
+
+    Source: Rumelhart, Hinton & Williams (1986).
+
+    Example:
+        >>> steps = intermediates((jnp.eye(2), jnp.ones(2)), jnp.ones((1, 2)), jnp.array([0]))
+        >>> list(steps)
+        ['A0', 'Z1', 'A1', 'dZ1', 'dW1', 'db1', 'dA0']
+        >>> print(steps["dZ1"])
+        [[-0.5  0.5]]
+    """
+    loss = check_call(params, x, y, weights, taken, network, loss)
+    names, values = _compiled(params, x, y, weights, taken, network=network, loss=loss)
+    return dict(zip(names.value, values, strict=True))
+
+
+@functools.partial(jax.jit, static_argnames=("network", "loss"))
+def _compiled(
+    params: Tree,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    taken: dict[str, Any],
+    *,
+    network: Layer | None,
+    loss: Loss,
+) -> tuple[Static, list[jax.Array]]:
+    network, tree, loss_params = open_params(params, network, loss)
+    step = sweep(visit, _recorded(network), loss, tree, loss_params, x, y, weights, taken)
+    named = dict([("A0", x), *_named(network, step.seen), ("dA0", step.dx)])
+    last = network.children[-1] if isinstance(network, Combinator) else network
+    if isinstance(last, Dense) and last.activation == identity:
+        number = len(network.children) if isinstance(network, Combinator) else 1
+        named[f"A{number}"] = loss.activate(step.prediction)
+        del named[f"dA{number}"]
+    return Static(tuple(named)), list(named.values())  # a dict would come out of jit sorted
+
+
+def visit(
+    recorded: Recorded, dout: jax.Array, params: Tree, residuals: Tree
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """What one layer shows: a dense one the notes' quantities, any other its out and dout."""
+    x, out, kept = residuals
+    dparams, dx = recorded.layer.backward(params, kept, dout)
+    if isinstance(recorded.layer, Dense):
+        z = recorded.layer.preactivation(params, x)
+        dz = recorded.layer.error(kept, dout)
+        return {"Z": z, "A": out, "dA": dout, "dZ": dz, "dW": dparams.W, "db": dparams.b}, dx
+    fields = dparams._asdict() if hasattr(dparams, "_fields") else {}
+    return {"out": out, "dout": dout, **{f"d{name}": d for name, d in fields.items()}}, dx
+
+
+def _recorded(network: Layer) -> Layer:
+    if isinstance(network, Combinator):
+        return network.rebuild(tuple(map(_recorded, network.children)))
+    return Recorded(network)
+
+
+def _named(network: Layer, seen: Tree, place: str = "") -> list[tuple[str, jax.Array]]:
+    if not isinstance(network, Combinator):
+        return [(f"{name}{place or '1'}", value) for name, value in seen.items()]
+    prefix = f"{place}." if place else ""
+    return [
+        pair
+        for number, (child, each) in enumerate(zip(network.children, seen, strict=True), start=1)
+        for pair in _named(child, each, f"{prefix}{number}")
+    ]
