@@ -18,16 +18,16 @@ a diagonal matrix scales each element.
 Φ and φ are the distribution and density of the standard normal, [·] is 1 where true and else 0.
 
 Derivations. (σ)' = e⁻ᶻ/(1 + e⁻ᶻ)² = σ(z) σ(-z); this form keeps its relative accuracy where
-a (1 - a) is rounded to 0. sech² z = 4 e^(-2|z|) / (1 + e^(-2|z|))² likewise, where 1 - tanh² z is 0.
-silu: (z σ)' = σ + z σ σ(-z). gelu: φ'(z) = -z φ(z), hence (Φ + z φ)' = 2 φ - z² φ.
+a (1 - a) is rounded to 0. sech² z = 4 e^(-2|z|) / (1 + e^(-2|z|))² likewise, where 1 - tanh² z is
+0. silu: (z σ)' = σ + z σ σ(-z). gelu: φ'(z) = -z φ(z), hence (Φ + z φ)' = 2 φ - z² φ.
 
 Kinks follow JAX: g'(0) is relu' = 0, leaky_relu' = slope.
 
 float16 and bfloat16 are computed in float32 and rounded once.
 
 Initialisation keeps the variance of the signal from layer to layer (n_in inputs, n_out outputs):
-He: normal, variance 2/n_in. Glorot: uniform on ±√(6/(n_in + n_out)). LeCun: normal, variance 1/n_in.
-Both normals are cut at two standard deviations and rescaled to the variance stated.
+He: normal, variance 2/n_in. Glorot: uniform on ±√(6/(n_in + n_out)). LeCun: normal, variance
+1/n_in. Both normals are cut at two standard deviations and rescaled to the variance stated.
 
 Shapes  Z, A, dA, dZ: any, all the same.
 Sources  LeCun et al. (1998) Efficient BackProp; Glorot & Bengio (2010); He et al. (2015),
@@ -57,8 +57,8 @@ lecun: Initializer = jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
 class Activation(Layer):
     """An element-wise layer A = g(Z) with dZ = dA ⊙ g'(Z).
 
-    A subclass gives g, its derivative g' and its curvature g'' on float32 or wider. What backward keeps
-    is g'(Z), unless `keep` and `scale` agree on something smaller.
+    A subclass gives g, its derivative g' and its curvature g'' on float32 or wider. What backward
+    keeps is g'(Z), unless `keep` and `scale` agree on something smaller.
 
     Example:
         >>> a, kept = tanh.forward((), jnp.array([0.0, 1.0]))
@@ -86,7 +86,7 @@ class Activation(Layer):
         return self.derivative(z)
 
     def scale(self, kept: Tree, dout: jax.Array) -> jax.Array:
-        """dA ⊙ g'(Z), from what was kept of Z."""
+        """DA ⊙ g'(Z), from what was kept of Z."""
         return dout * kept
 
     def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, Tree]:

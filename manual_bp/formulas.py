@@ -20,8 +20,8 @@ W, b, Z, A, g, g_prime and the gradients are dicts from the number of a layer, 1
 code reads as the formulas do. In these formulas dZ[l] has no 1/m: column i is the error of example
 i alone. dW and db are the gradients of the cost J = (1/m) Σ over examples of the loss.
 
-This is the first derivation. `manual_bp.gradients`, with examples first, is the second, and autodiff
-judges both.
+This is the first derivation. `manual_bp.gradients`, with examples first, is the second, and
+autodiff judges both.
 
 Source  Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating errors
 
@@ -44,12 +44,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 
-ByLayer = Mapping[int, jax.Array]
-Functions = Mapping[int, Callable[[jax.Array], jax.Array]]
+Array = jax.Array | np.ndarray
+ByLayer = Mapping[int, Array]
+Functions = Mapping[int, Callable[..., Array]]
 
 
-def pre_activation(W: jax.Array, A_prev: jax.Array, b: jax.Array) -> jax.Array:
+def pre_activation(W: Array, A_prev: Array, b: Array) -> Array:
     """Z[l] = W[l] A[l-1] + b[l].
 
     Args:
@@ -78,8 +80,8 @@ def pre_activation(W: jax.Array, A_prev: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def forward_pass(
-    W: ByLayer, b: ByLayer, X: jax.Array, g: Functions
-) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
+    W: ByLayer, b: ByLayer, X: Array, g: Functions
+) -> tuple[dict[int, Array], dict[int, Array]]:
     """Z[l] = W[l] A[l-1] + b[l], A[l] = g[l](Z[l]), for l = 1 ... L, from A[0] = X.
 
     Args:
@@ -98,7 +100,7 @@ def forward_pass(
     return Z, A
 
 
-def output_error(A_L: jax.Array, Y: jax.Array) -> jax.Array:
+def output_error(A_L: Array, Y: Array) -> Array:
     """dZ[L] = A[L] - Y, for each canonical pair of output activation and loss.
 
     Softmax with cross-entropy (labels that sum to one), sigmoid with binary cross-entropy, identity
@@ -121,11 +123,11 @@ def output_error(A_L: jax.Array, Y: jax.Array) -> jax.Array:
 
 
 def hidden_error(
-    W_next: jax.Array,
-    dZ_next: jax.Array,
-    Z: jax.Array,
-    g_prime: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
+    W_next: Array,
+    dZ_next: Array,
+    Z: Array,
+    g_prime: Callable[..., Array],
+) -> Array:
     """dZ[l] = W[l+1]ᵀ dZ[l+1] * g'[l](Z[l]), the product * element-wise.
 
     Args:
@@ -140,7 +142,7 @@ def hidden_error(
     return W_next.T @ dZ_next * g_prime(Z)
 
 
-def weight_gradient(dZ: jax.Array, A_prev: jax.Array) -> jax.Array:
+def weight_gradient(dZ: Array, A_prev: Array) -> Array:
     """dW[l] = (1/m) dZ[l] A[l-1]ᵀ.
 
     Args:
@@ -154,7 +156,7 @@ def weight_gradient(dZ: jax.Array, A_prev: jax.Array) -> jax.Array:
     return 1 / m * (dZ @ A_prev.T)
 
 
-def bias_gradient(dZ: jax.Array) -> jax.Array:
+def bias_gradient(dZ: Array) -> Array:
     """db[l] = (1/m) Σ over examples of dZ[l].
 
     Args:
@@ -168,8 +170,8 @@ def bias_gradient(dZ: jax.Array) -> jax.Array:
 
 
 def backward_pass(
-    W: ByLayer, Z: ByLayer, A: ByLayer, Y: jax.Array, g_prime: Functions
-) -> tuple[dict[int, jax.Array], dict[int, jax.Array], dict[int, jax.Array]]:
+    W: ByLayer, Z: ByLayer, A: ByLayer, Y: Array, g_prime: Functions
+) -> tuple[dict[int, Array], dict[int, Array], dict[int, Array]]:
     """dZ, dW and db of every layer, from the last one down.
 
     Args:
@@ -190,7 +192,7 @@ def backward_pass(
     return dZ, dW, db
 
 
-def gradient_descent_update(value: jax.Array, gradient: jax.Array, rate: float) -> jax.Array:
+def gradient_descent_update(value: Array, gradient: Array, rate: float) -> Array:
     """W[l] <- W[l] - rate dW[l], and likewise b[l].
 
     Args:

@@ -86,13 +86,14 @@ def manual_pass(
             An integer class that doesn't exist raises where its value is at hand; inside your own
             jit it makes loss and gradient NaN.
 
-    Source: Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating errors.
+    Source: Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating
+    errors.
 
     Example:
-        >>> params = ((jnp.zeros((3, 2)), jnp.zeros(3)),)
-        >>> step = manual_pass(params, jnp.ones((4, 2)), jnp.array([0, 1, 2, 0]))
+        >>> params = ((jnp.zeros((2, 3)), jnp.zeros(2)),)
+        >>> step = manual_pass(params, jnp.ones((4, 3)), jnp.array([0, 1, 0, 0]))
         >>> print(step.loss, step.grads[0][1])
-        1.0986123 [-0.16666667  0.08333333  0.08333333]
+        0.6931472 [-0.25  0.25]
     """
     return Pass(*_run(Pass._fields, params, x, y, network, loss, weights, taken))
 

@@ -41,7 +41,12 @@ def check_batch(x: Any, y: Any) -> None:
         )
     if y.ndim == 0 or y.shape[0] != x.shape[0]:
         advice = ""
-        if y.ndim == 2 and y.shape[1] == x.shape[0]:
+        if x.ndim == y.ndim == 2 and x.shape[1] == y.shape[1]:
+            advice = (
+                " x.T and y.T would fit: examples come first. For features x examples as in the "
+                "notes see manual_bp.formulas."
+            )
+        elif y.ndim == 2 and y.shape[1] == x.shape[0]:
             advice = " y.T would fit: y holds examples first."
         elif x.ndim == 2 and y.ndim >= 1 and x.shape[1] == y.shape[0]:
             advice = (
@@ -82,11 +87,11 @@ def check_classes(loss: Loss, y: Any, weights: Any, units: Callable[[], int]) ->
 
 
 def _at_hand(array: Any) -> bool:
-    if isinstance(array, jax.core.Tracer):
-        return False
-    if isinstance(array, jax.Array):
-        return array.is_fully_addressable and array.is_ready()
-    return True
+    if not isinstance(array, jax.Array):
+        return True
+    # Only computed arrays have is_ready: tracers, whose values don't exist yet, don't.
+    is_ready = getattr(array, "is_ready", None)
+    return is_ready is not None and array.is_fully_addressable and is_ready()
 
 
 def _is_array(value: Any) -> bool:

@@ -17,8 +17,8 @@ pass, and a function of your own, the visit, sees each layer with the error that
 parameters, its residuals, and whatever other trees are nested in the same way. The gradient itself
 is the walk whose visit is each layer's own backward.
 
-A combinator is a layer made of layers. It hands each child what the child takes, and says once how a
-walk passes through it. A loss starts the backward pass: its `error` is the notes' dZ[L].
+A combinator is a layer made of layers. It hands each child what the child takes, and says once how
+a walk passes through it. A loss starts the backward pass: its `error` is the notes' dZ[L].
 """
 
 from __future__ import annotations

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 
 from manual_bp.activations import relu
-from manual_bp.combinators.sequential import Sequential
+from manual_bp.combinators.sequential import Sequential, sequential
 from manual_bp.layer import Layer, Tree
 from manual_bp.layers.dense import Dense, Params
-from manual_bp.models.mlp import mlp
 
 ACCEPTED = (
     "(W, b) pairs as a tuple or list of pairs, or one bare pair; a pair is a tuple (W, b), a list "
@@ -52,7 +51,8 @@ def as_network(params: Tree) -> Sequential:
             raise ValueError(
                 f"in layer {index + 1}, W has shape {tuple(pair.W.shape)}, expected (n_out, n_in)."
             )
-    return mlp([pairs[0].W.shape[1], *(pair.W.shape[0] for pair in pairs)], hidden=relu)
+    *hidden, last = (pair.W.shape[0] for pair in pairs)
+    return sequential(*(Dense(features, relu) for features in hidden), Dense(last))
 
 
 def is_dense_chain(network: Layer) -> bool:

@@ -125,7 +125,7 @@ class Dense(Layer):
         return a_prev @ params.W.T + params.b
 
     def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
-        """dZ = dA ⊙ g'(Z)."""
+        """DZ = dA ⊙ g'(Z)."""
         _, dz = self.activation.backward((), residuals.kept, dout)
         return dz
 

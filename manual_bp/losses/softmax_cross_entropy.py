@@ -12,8 +12,8 @@ cancelled against 1/p of the logarithm. Both are stable: with ẑ = z - max z, e
 most 1, and log p = ẑ - log Σ e^ẑ never takes the logarithm of 0.
 
 An integer class k stands for the one-hot y_c = [c = k]. Label smoothing α replaces y by
-(1 - α) y + (α/C) Σ y. A prediction whose class is the ignored one has value and error 0 and does not
-count; a class outside 0 ... C-1 has value and error NaN.
+(1 - α) y + (α/C) Σ y. A prediction whose class is the ignored one has value and error 0 and does
+not count; a class outside 0 ... C-1 has value and error NaN.
 
 Where y_c = 0 the term y_c log p_c is 0, also at z_c = -inf (a class that is ruled out).
 
@@ -139,7 +139,7 @@ class SoftmaxCrossEntropy(Loss):
         counts: jax.Array | bool = True
         valid: jax.Array | bool = True
         if _is_classes(prediction, target):
-            y = (target[..., None] == jnp.arange(units, dtype=target.dtype)).astype(dtype)
+            y = (target[..., None] == jnp.arange(units)).astype(dtype)
             valid = (target >= 0) & (target < units)
             total: Any = 1
             if self.ignored_class is not None:
@@ -157,7 +157,7 @@ def _is_classes(prediction: Any, target: Any) -> bool:
 
 
 def _finite_max(z: jax.Array) -> jax.Array:
-    """max z for the shift, 0 where all of z is -inf (z - max z would be NaN)."""
+    """Max z for the shift, 0 where all of z is -inf (z - max z would be NaN)."""
     top = z.max(-1, keepdims=True)
     return jnp.where(top == -jnp.inf, 0, top)
 

@@ -1,0 +1,37 @@
+# Each target makes its own virtual environment, .venv, if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: verify test lint notebooks wheel clean
+
+verify: $(VENV)/verify.installed
+	$(BIN)/python -m verify $(ARGS)
+
+test: $(VENV)/test.installed
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/test.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Runs every notebook from its .py and fails where a cell does; `make notebooks ARGS=--keep` also
+# writes the outputs into the .ipynb files that are committed.
+notebooks: $(VENV)/notebooks.installed
+	$(BIN)/python notebooks/run.py $(ARGS)
+
+# The built wheel must install and import where there is no source tree.
+wheel: $(VENV)/test.installed
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	$(BIN)/python tests/install_wheel.py dist
+
+$(VENV)/%.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

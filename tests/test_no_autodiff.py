@@ -1,0 +1,191 @@
+"""No autodiff in manual_bp: its syntax trees may use the names listed here, and no other."""
+
+import ast
+import pathlib
+
+import pytest
+
+import manual_bp
+
+ROOT = pathlib.Path(manual_bp.__file__).parent
+
+MODULES = {
+    "collections",
+    "collections.abc",
+    "contextlib",
+    "dataclasses",
+    "functools",
+    "math",
+    "re",
+    "typing",
+    "__future__",
+    "jax",
+    "jax.numpy",
+    "numpy",
+}
+
+JAX_NAMES = {
+    "jax.Array",
+    "jax.ShapeDtypeStruct",
+    "jax.eval_shape",
+    "jax.jit",
+    "jax.lax.erfc",
+    "jax.nn.initializers.glorot_uniform",
+    "jax.nn.initializers.he_normal",
+    "jax.nn.initializers.lecun_normal",
+    "jax.nn.sigmoid",
+    "jax.nn.softmax",
+    "jax.random.fold_in",
+    "jax.random.key",
+    "jax.tree.flatten",
+    "jax.tree.leaves",
+    "jax.tree.map",
+    "jax.tree.unflatten",
+    "jax.tree_util.keystr",
+    "jax.tree_util.register_static",
+    "jax.tree_util.tree_leaves_with_path",
+    "jax.typeof",
+}
+
+FORBIDDEN_CALLS = {"getattr", "eval", "exec", "compile", "__import__", "globals", "vars"}
+
+
+def offences(source: str) -> list[str]:
+    """What in this source may not stand in manual_bp."""
+    tree = ast.parse(source)
+    aliases: dict[str, str] = {}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name not in MODULES and not alias.name.startswith("manual_bp"):
+                    found.append(f"import {alias.name}")
+                bound = alias.asname or alias.name.split(".")[0]
+                aliases[bound] = alias.name if alias.asname else bound
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if module.startswith("jax") or (
+                module not in MODULES and not module.startswith("manual_bp")
+            ):
+                found += [f"from {module} import {alias.name}" for alias in node.names]
+    inner = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node not in inner:
+            name = dotted(node, aliases)
+            if name and name.startswith("jax.numpy."):
+                if name.count(".") > 2 and name.split(".")[2] != "linalg":
+                    found.append(name)
+            elif name and name.split(".")[0] == "jax" and not allowed(name):
+                found.append(name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            if node.id in aliases and aliases[node.id].startswith("jax") and bare(node, tree):
+                found.append(f"{node.id} as a value")
+            if node.id in FORBIDDEN_CALLS and is_called_on_jax(node, tree, aliases):
+                found.append(f"{node.id}(...)")
+    return found
+
+
+def dotted(node: ast.AST, aliases: dict[str, str]) -> str | None:
+    """`jnp.linalg.norm` as "jax.numpy.linalg.norm", None for what isn't rooted at an import."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name) or node.id not in aliases:
+        return None
+    return ".".join([aliases[node.id], *reversed(parts)])
+
+
+def allowed(name: str) -> bool:
+    """Whether the name, or what it is an attribute of, is on the list (jax.Array.dtype)."""
+    return any(name == each or name.startswith(f"{each}.") for each in JAX_NAMES)
+
+
+def bare(name: ast.Name, tree: ast.AST) -> bool:
+    """Whether a module is used as a value instead of through an attribute."""
+    return not any(
+        isinstance(node, ast.Attribute) and node.value is name for node in ast.walk(tree)
+    )
+
+
+def is_called_on_jax(name: ast.Name, tree: ast.AST, aliases: dict[str, str]) -> bool:
+    """Whether getattr and its kin are called at all, getattr but with a plain literal name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.func is name:
+            if name.id != "getattr":
+                return True
+            literal = len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
+            root = node.args[0]
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            return (isinstance(root, ast.Name) and root.id in aliases) or not (
+                literal or isinstance(node.args[1], ast.Attribute)
+            )
+    return False
+
+
+@pytest.mark.parametrize(
+    "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_manual_bp_uses_no_autodiff(path):
+    assert offences(path.read_text()) == []
+
+
+def test_every_name_on_the_list_is_used():
+    text = "\n".join(path.read_text() for path in ROOT.rglob("*.py"))
+    for name in JAX_NAMES:
+        assert name in text, f"{name} is used nowhere: take it off the list"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import jax\nf = jax.grad(lambda x: x)",
+        "import jax\nf = jax.value_and_grad(g)",
+        "import jax as j\nf = j.vjp(g, 1.0)",
+        "import jax\nf = jax.jvp(g, (1.0,), (1.0,))",
+        "import jax\nf = jax.linearize(g, 1.0)",
+        "import jax\nf = jax.linear_transpose(g, 1.0)",
+        "import jax\nf = jax.jacfwd(g)",
+        "import jax\nf = jax.jacrev(g)",
+        "import jax\nf = jax.jacobian(g)",
+        "import jax\nf = jax.hessian(g)",
+        "import jax\nf = jax.custom_vjp(g)",
+        "import jax\nf = jax.custom_jvp(g)",
+        "import jax\nf = jax.closure_convert(g, 1.0)",
+        "import jax\nf = jax.checkpoint(g)",
+        "from jax import grad",
+        "from jax import grad as g",
+        "from jax import *",
+        "import jax.experimental.jet",
+        "from jax.experimental.jet import jet",
+        "from jax.experimental import jet",
+        "import jax.experimental.jet as jet",
+        "import jax\nf = jax.experimental.jet.jet",
+        "import jax\nf = jax.api_util",
+        "import jax.interpreters.ad",
+        "import jax.interpreters.ad as ad",
+        "from jax.interpreters import ad",
+        "import jax._src.api as api",
+        "import jax\nf = jax._src.api.grad",
+        "import jax\nf = jax.lax.custom_root(g)",
+        "import jax.numpy as jnp\nf = jnp.jax.grad",
+        "import jax.numpy as jnp\nf = jnp.vectorize.__globals__",
+        "import jax\nf = getattr(jax, 'gr' + 'ad')",
+        "import jax\nf = getattr(jax, 'grad')",
+        "import jax\nf = vars(jax)['grad']",
+        "import jax\ng = jax\nf = g.grad",
+        "import importlib",
+        "__import__('jax').grad",
+        "exec('import jax')",
+        "import optax",
+        "import flax",
+        "from chex import *",
+    ],
+)
+def test_every_way_of_differentiating_is_seen(source):
+    assert offences(source), "the check let this pass"

@@ -1,0 +1,47 @@
+"""Primitives of integers and booleans: exact in every arithmetic, so they are shared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def _iota(params: Any) -> np.ndarray:
+    shape = params["shape"]
+    along = [1] * len(shape)
+    along[params["dimension"]] = -1
+    counted = np.arange(shape[params["dimension"]]).reshape(along)
+    return np.broadcast_to(counted, shape).astype(params["dtype"])
+
+
+INTEGERS = {
+    "iota": _iota,
+    "add": lambda params, a, b: a + b,
+    "sub": lambda params, a, b: a - b,
+    "mul": lambda params, a, b: a * b,
+    "neg": lambda params, a: -a,
+    "sign": lambda params, a: np.sign(a),
+    "abs": lambda params, a: np.abs(a),
+    "max": lambda params, a, b: np.maximum(a, b),
+    "min": lambda params, a, b: np.minimum(a, b),
+    "rem": lambda params, a, b: np.fmod(a, b),
+    "div": lambda params, a, b: (a / b).astype(np.int64),
+    "eq": lambda params, a, b: np.equal(a, b),
+    "ne": lambda params, a, b: np.not_equal(a, b),
+    "gt": lambda params, a, b: np.greater(a, b),
+    "ge": lambda params, a, b: np.greater_equal(a, b),
+    "lt": lambda params, a, b: np.less(a, b),
+    "le": lambda params, a, b: np.less_equal(a, b),
+    "and": lambda params, a, b: np.bitwise_and(a, b),
+    "or": lambda params, a, b: np.bitwise_or(a, b),
+    "xor": lambda params, a, b: np.bitwise_xor(a, b),
+    "not": lambda params, a: np.invert(a),
+    "clamp": lambda params, low, a, high: np.clip(a, low, high),
+    "convert_element_type": lambda params, a: np.asarray(a).astype(params["new_dtype"]),
+    "reduce_sum": lambda params, a: np.sum(a, axis=tuple(params["axes"])),
+    "reduce_max": lambda params, a: np.max(a, axis=tuple(params["axes"])),
+    "reduce_min": lambda params, a: np.min(a, axis=tuple(params["axes"])),
+    "reduce_and": lambda params, a: np.all(a, axis=tuple(params["axes"])),
+    "reduce_or": lambda params, a: np.any(a, axis=tuple(params["axes"])),
+}

@@ -1,0 +1,182 @@
+"""Run a jaxpr in another arithmetic.
+
+A jaxpr is the program that JAX traced, before any compiler has seen it: a list of equations, each a
+primitive applied to values. Here each primitive is looked up in an arithmetic
+(`verify.arithmetic`), so that the same program runs over float64, exact fractions, many digits, or
+values with an error bound. Tracing takes a tenth of the time of compiling, and the compiler is not
+among what is judged.
+
+Control flow (jit, custom_jvp, custom_vjp, scan, while, cond) is the same in every arithmetic and is
+done here. Integers and booleans are NumPy arrays everywhere; what stands for a float is the
+arithmetic's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from verify.arithmetic import Arithmetic
+
+Value = Any
+Run = Callable[..., list[Value]]
+Hook = Callable[[tuple[int, ...], core.JaxprEqn, list[Value], Run], list[Value]]
+"""hook(place, equation, inputs, run) -> outputs, where run(*inputs) does what the equation says.
+
+The place of an equation is its index, after those of the equations around it."""
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced function: its jaxpr, and the structure of what it returns."""
+
+    jaxpr: core.ClosedJaxpr
+    structure: Any
+
+    def run(self, args: Any, arithmetic: Arithmetic, hook: Hook | None = None) -> Any:
+        """What the function returns for a tuple of arguments, as values of the arithmetic."""
+        leaves = [arithmetic.lift(np.asarray(leaf)) for leaf in jax.tree.leaves(args)]
+        values = evaluate(self.jaxpr, leaves, arithmetic, hook)
+        return jax.tree.unflatten(self.structure, values)
+
+
+def trace(function: Callable[..., Any], *args: Any) -> Program:
+    """The program of a function at these arguments, with 64-bit types so that constants are exact.
+
+    Example:
+        >>> from verify.arithmetic.numpy import Float64
+        >>> program = trace(lambda x: {"twice": 2 * x}, np.ones(2))
+        >>> program.run((np.ones(2),), Float64())
+        {'twice': array([2., 2.])}
+    """
+    with jax.enable_x64(True):
+        jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    return Program(jaxpr, jax.tree.structure(shapes))
+
+
+def evaluate(
+    jaxpr: core.ClosedJaxpr,
+    arguments: Sequence[Value],
+    arithmetic: Arithmetic,
+    hook: Hook | None = None,
+) -> list[Value]:
+    """The jaxpr's outputs for arguments that are values of the arithmetic.
+
+    Args:
+        jaxpr: as `trace` or `jax.make_jaxpr` returns it.
+        arguments: one for each input, made with `arithmetic.lift` from NumPy arrays.
+        arithmetic: what to compute in.
+        hook: called around every equation, inner ones too.
+
+    Returns:
+        A list of values of the arithmetic; `arithmetic.lower` makes NumPy arrays of them.
+
+    Raises:
+        NotImplementedError: for a primitive the arithmetic doesn't know, naming both.
+
+    Example:
+        >>> from verify.arithmetic.numpy import Float64
+        >>> jaxpr = jax.make_jaxpr(lambda x: jnp.tanh(x) * 2)(np.ones(2))
+        >>> arithmetic = Float64()
+        >>> evaluate(jaxpr, [arithmetic.lift(np.zeros(2))], arithmetic)
+        [array([0., 0.])]
+    """
+    return _run(jaxpr, list(arguments), arithmetic, hook, ())
+
+
+def _run(
+    closed: Any, arguments: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
+) -> list[Value]:
+    jaxpr = getattr(closed, "jaxpr", closed)  # remat holds a jaxpr without constants
+    constants = getattr(closed, "consts", ())
+    known: dict[Any, Value] = {}
+    for variable, constant in zip(jaxpr.constvars, constants, strict=True):
+        known[variable] = arithmetic.lift(np.asarray(constant))
+    for variable, argument in zip(jaxpr.invars, arguments, strict=True):
+        known[variable] = argument
+
+    def read(atom: Any) -> Value:
+        if isinstance(atom, core.Literal):
+            return arithmetic.lift(np.asarray(atom.val))
+        return known[atom]
+
+    for index, equation in enumerate(jaxpr.eqns):
+        here = (*place, index)
+        inputs = [read(atom) for atom in equation.invars]
+
+        def run(*values: Value, equation: Any = equation, here: Any = here) -> list[Value]:
+            return _equation(equation, list(values), arithmetic, hook, here)
+
+        outputs = run(*inputs) if hook is None else hook(here, equation, inputs, run)
+        for variable, output in zip(equation.outvars, outputs, strict=True):
+            known[variable] = output
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _equation(
+    equation: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
+) -> list[Value]:
+    name, params = equation.primitive.name, equation.params
+    if name in _CALLS:
+        return _run(params[_CALLS[name]], values, arithmetic, hook, place)
+    if name == "cond":
+        branch = int(arithmetic.decide(values[0]))
+        return _run(params["branches"][branch], values[1:], arithmetic, hook, (*place, branch))
+    if name == "while":
+        return _while(params, values, arithmetic, hook, place)
+    if name == "scan":
+        return _scan(params, values, arithmetic, hook, place)
+    return arithmetic.apply(equation, values)
+
+
+def _while(
+    params: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
+) -> list[Value]:
+    first = params["cond_nconsts"]
+    second = first + params["body_nconsts"]
+    for_condition, for_body, carry = values[:first], values[first:second], values[second:]
+    while True:
+        (go_on,) = _run(params["cond_jaxpr"], for_condition + carry, arithmetic, hook, (*place, 0))
+        if not arithmetic.decide(go_on):
+            return carry
+        carry = _run(params["body_jaxpr"], for_body + carry, arithmetic, hook, (*place, 1))
+
+
+def _scan(
+    params: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
+) -> list[Value]:
+    first = params["num_consts"]
+    second = first + params["num_carry"]
+    constants, carry, sequences = values[:first], values[first:second], values[second:]
+    steps = range(params["length"])
+    collected: list[list[Value]] = []
+    for step in reversed(steps) if params["reverse"] else steps:
+        slices = [arithmetic.move(lambda a, step=step: a[step], each) for each in sequences]
+        outputs = _run(params["jaxpr"], constants + carry + slices, arithmetic, hook, place)
+        carry = outputs[: params["num_carry"]]
+        collected.append(outputs[params["num_carry"] :])
+    if params["reverse"]:
+        collected.reverse()
+    stacked = [
+        arithmetic.move(lambda *each: np.stack([np.asarray(a) for a in each]), *column)
+        for column in zip(*collected, strict=True)
+    ]
+    return carry + stacked

@@ -1,0 +1,190 @@
+"""Random architectures, and problems to judge them on.
+
+A case is a network, a loss, a shape and a seed: all that is drawn, small enough to print. A problem
+is what a case is judged on: float64 parameters away from zero, inputs, targets, weights. Both
+follow from the seed of the run and the number of the case alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import manual_bp as mbp
+from manual_bp.layer import Combinator, Layer, Loss
+from verify import specs
+
+Shape = tuple[int, ...]
+
+
+class Problem(NamedTuple):
+    """Params, x, y and weights (None for the mean), as NumPy arrays of float64."""
+
+    params: Any
+    x: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A random architecture with its loss and the shape of its input."""
+
+    network: Layer
+    loss: Loss
+    x_shape: Shape
+    weighting: str = "mean"
+    """ "mean", "given" (random weights, some 0) or "ones"."""
+    seed: tuple[int, ...] = (0,)
+
+    def problem(self) -> Problem:
+        """The numbers of this case, always the same ones."""
+        rng = np.random.default_rng(self.seed)
+        x = rng.normal(size=self.x_shape)
+        params = draw_params(rng, self.network, x)
+        shape = prediction_shape(self.network, params, x)
+        y = specs.of_loss(self.loss).target(rng, self.loss, shape)
+        weights = None
+        if self.weighting == "given":
+            weights = rng.normal(size=shape[:-1]) * (rng.random(shape[:-1]) < 0.8)
+        elif self.weighting == "ones":
+            weights = np.ones(shape[:-1])
+        return Problem(params, x, y, weights)
+
+    def __str__(self) -> str:
+        weights = "" if self.weighting == "mean" else f", weights {self.weighting}"
+        return f"{self.network!r} with {self.loss!r}, x {self.x_shape}{weights}"
+
+
+def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int = 96) -> Case:
+    """The case of this number in a run with this seed.
+
+    Args:
+        seed: of the run.
+        number: of the case; every case can be drawn by itself.
+        most_layers: bound on the depth.
+        most_wide: bound on the width of the input.
+
+    Returns:
+        A case: a chain of 1 to most_layers layers of any kind that has a spec, batch 1 to 64.
+    """
+    rng = np.random.default_rng([seed, number])
+    batch = int(rng.choice([1, 2, 3, 4, 5, 8, 16, 31, 64], p=[0.06] + [0.1175] * 8))
+    wide = rng.random() < 0.1
+    features = int(rng.integers(1, most_wide + 1)) if wide else int(rng.integers(1, 13))
+    depth = int(rng.integers(1, most_layers + 1))
+    if rng.random() < 0.5:
+        depth = min(depth, 4)
+    shape: Shape = (batch, features)
+    kinds = specs.losses()
+    loss = kinds[rng.integers(len(kinds))].draw(rng)
+    if rng.random() < 0.4:  # as in the notes
+        return Case(draw_mlp(rng, shape, depth), loss, shape, "mean", (seed, number))
+    if rng.random() < 0.15:
+        shape = (batch, int(rng.integers(1, 4)), features)
+    network = draw_chain(rng, shape, depth)
+    weighting = str(rng.choice(["mean", "given", "ones"], p=[0.7, 0.2, 0.1]))
+    return Case(network, loss, shape, weighting, (seed, number))
+
+
+def draw_mlp(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
+    """The notes' network: dense layers, each with an activation but the last."""
+    (dense,) = [spec for spec in specs.layers() if spec.layer is mbp.Dense]
+    layers: list[Any] = [dense.draw(rng, shape) for _ in range(depth)]
+    return mbp.sequential(*layers[:-1], mbp.Dense(layers[-1].features))
+
+
+def draw_chain(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
+    """Layers one after the other, mostly dense ones, at least one of them with parameters."""
+    kinds = specs.layers()
+    dense = [spec for spec in kinds if spec.layer is mbp.Dense]
+    chosen: list[Layer] = []
+    while len(chosen) < depth:
+        # The last layer is dense: a loss needs units that no activation has squashed or zeroed.
+        last = len(chosen) == depth - 1
+        spec = dense[0] if last or rng.random() < 0.7 else kinds[rng.integers(len(kinds))]
+        layer = spec.draw(rng, shape)
+        if layer is None:
+            continue
+        if last and rng.random() < 0.8:
+            layer = mbp.Dense(layer.features)  # pyright: ignore[reportAttributeAccessIssue]
+        chosen.append(layer)
+        struct = jax.ShapeDtypeStruct(shape, jnp.float32)
+        params = jax.eval_shape(layer.init, jax.random.key(0), struct)
+        shape = prediction_shape(layer, params, struct)
+    return mbp.sequential(*chosen)
+
+
+def draw_params(rng: np.random.Generator, network: Layer, x: Any) -> Any:
+    """Random parameters, none of them special: biases not 0, scales not 1.
+
+    Matrices are scaled by the number of inputs, so that deep networks stay within float32's range.
+    """
+    struct = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), struct)
+
+    def draw(leaf: Any) -> np.ndarray:
+        scale = 1.2 / np.sqrt(leaf.shape[-1]) if leaf.ndim > 1 else 0.7
+        return scale * rng.normal(size=leaf.shape)
+
+    return jax.tree.map(draw, shapes)
+
+
+def prediction_shape(network: Layer, params: Any, x: Any) -> Shape:
+    """The shape of what the network makes of x."""
+    return tuple(jax.eval_shape(lambda p, v: network.forward(p, v)[0], params, x).shape)
+
+
+def describe_size(network: Layer) -> int:
+    """The number of leaf layers."""
+    if isinstance(network, Combinator):
+        return sum(map(describe_size, network.children))
+    return 1
+
+
+def simpler(case: Case) -> Iterator[Case]:
+    """Cases with one thing less, for finding the smallest that still fails."""
+    if case.weighting != "mean":
+        yield replace(case, weighting="mean")
+    if len(case.x_shape) > 2:
+        yield replace(case, x_shape=(case.x_shape[0], case.x_shape[-1]))
+    batch, *middle, features = list(case.x_shape)
+    for smaller in {1, batch // 2} - {0, batch}:
+        yield replace(case, x_shape=(smaller, *middle, features))
+    for smaller in {1, features // 2, features - 1} - {0, features}:
+        yield replace(case, x_shape=(batch, *middle, smaller))
+    for network in specs.of_layer(case.network).shrink(case.network):
+        yield replace(case, network=network)
+
+
+def smallest(case: Case, fails: Any, tries: int = 200) -> Case:
+    """The smallest case that still fails, by dropping one thing after the other.
+
+    Args:
+        case: a case for which fails(case) is true.
+        fails: the judge; what raises counts as not failing.
+        tries: how many cases to judge at most.
+
+    Returns:
+        A case that fails and none of whose tried simplifications does.
+    """
+    found = True
+    while found and tries > 0:
+        found = False
+        for candidate in simpler(case):
+            tries -= 1
+            try:
+                still = fails(candidate)
+            except Exception:  # a simplification may make a network that doesn't fit together
+                still = False
+            if still:
+                case, found = candidate, True
+                break
+            if tries <= 0:
+                break
+    return case

@@ -1,0 +1,110 @@
+"""The judge's own network: written out of jax.nn and optax, differentiated by jax.grad.
+
+It shares no code with the engine. Every intermediate's error is had by adding zeros at the place
+and differentiating with respect to them: ∂J/∂(zeros at Z[l]) is dZ[l].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.layer import Combinator, Layer, Loss
+from manual_bp.layers.dense import Dense
+from verify import specs
+from verify.specification import Tap
+
+
+def forward(layer: Layer, params: Any, x: jax.Array, tap: Tap, place: str = "") -> jax.Array:
+    """The layer's output by its spec's reference, with every intermediate tapped.
+
+    Args:
+        layer: any layer that has a spec.
+        params: its params.
+        x: its input.
+        tap: tap(name, value) -> value, called with "Z1", "A1", "out2.3", ...
+        place: the layer's place in the network, "" for the network itself.
+
+    Returns:
+        The layer's output.
+    """
+    spec = specs.of_layer(layer)
+    if isinstance(layer, Combinator):
+
+        def run(index: int, params: Any, x: jax.Array) -> jax.Array:
+            inner = f"{place}.{index + 1}" if place else str(index + 1)
+            return forward(layer.children[index], params, x, tap, inner)
+
+        return spec.reference(layer, params, x, run)
+    here = place or "1"
+    out = spec.reference(layer, params, x, lambda name, value: tap(f"{name}{here}", value))
+    return tap(f"{'A' if isinstance(layer, Dense) else 'out'}{here}", out)
+
+
+def objective(
+    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any, tap: Tap
+) -> tuple[jax.Array, jax.Array]:
+    """(J, prediction) with J the weighted sum of losses, by default their mean."""
+    spec = specs.of_loss(loss)
+    prediction = forward(network, params, x, tap)
+    values = spec.reference(loss, prediction, y)
+    if weights is not None:
+        return jnp.sum(weights * values), prediction
+    mask = spec.counts(loss, y)
+    if mask is None:
+        return jnp.mean(values), prediction
+    return jnp.sum(values) / jnp.maximum(jnp.sum(mask), 1), prediction
+
+
+def intermediates(
+    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any
+) -> dict[str, jax.Array]:
+    """J and every intermediate by autodiff, named as `manual_bp.intermediates` names them."""
+    shapes: dict[str, Any] = {}
+
+    def record_shapes(name: str, value: jax.Array) -> jax.Array:
+        shapes[name] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return value
+
+    jax.eval_shape(
+        lambda p, v: objective(network, loss, p, v, y, weights, record_shapes), params, x
+    )
+    zeros = {name: jnp.zeros(each.shape, each.dtype) for name, each in shapes.items()}
+
+    def run(params: Any, x: Any, zeros: dict[str, jax.Array]) -> Any:
+        values = {}
+
+        def add_zeros(name: str, value: jax.Array) -> jax.Array:
+            values[name] = value
+            return value + zeros[name]
+
+        total, prediction = objective(network, loss, params, x, y, weights, add_zeros)
+        return total, (values, prediction)
+
+    (total, (values, prediction)), (dparams, dx, dzeros) = jax.value_and_grad(
+        run, argnums=(0, 1, 2), has_aux=True
+    )(params, x, zeros)
+    named = {"J": total, "A0": x, **values, "dA0": dx}
+    named |= {f"d{name}": each for name, each in dzeros.items()}
+    named |= dict(named_params(network, dparams))
+    last = network.children[-1] if isinstance(network, Combinator) else network
+    if isinstance(last, Dense) and last.activation == type(last).activation:
+        number = len(network.children) if isinstance(network, Combinator) else 1
+        named[f"A{number}"] = specs.of_loss(loss).activation(prediction)
+        del named[f"dA{number}"]
+    return named
+
+
+def named_params(layer: Layer, dparams: Any, place: str = "") -> list[tuple[str, jax.Array]]:
+    """Gradients of parameters with their names, "dW1", "db1", "dW2.3", ..."""
+    if isinstance(layer, Combinator):
+        prefix = f"{place}." if place else ""
+        return [
+            pair
+            for number, (child, each) in enumerate(zip(layer.children, dparams, strict=True), 1)
+            for pair in named_params(child, each, f"{prefix}{number}")
+        ]
+    fields = dparams._asdict() if hasattr(dparams, "_asdict") else {}
+    return [(f"d{name}{place or '1'}", each) for name, each in fields.items()]

@@ -1,0 +1,99 @@
+"""What a spec says of a layer or a loss, so that every judge can range over all of them.
+
+A spec is written without the implementation in mind: its reference is another way to compute the
+same function, out of `jax.nn`, `optax` or plain `jnp`, which autodiff differentiates; its naive
+form is loops over NumPy scalars, which nobody differentiates and which judges the forward pass
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from manual_bp.layer import Layer, Loss
+
+Shape = tuple[int, ...]
+Tap = Callable[[str, jax.Array], jax.Array]
+"""tap(name, value) -> value: marks an intermediate, so that autodiff's error there can be had."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A point where autodiff may be NaN or inaccurate, and the value stated for it."""
+
+    function: str
+    """What is differentiated, in words."""
+    point: Any
+    dtype: str
+    stated: float
+    manual: Callable[[Any], Any]
+    """The hand-derived derivative at an array of that dtype."""
+    autodiff: Callable[[Any], Any]
+    """What jax.grad gives there."""
+    recorded: float
+    """What jax.grad gave when this was written; a JAX that no longer does is reported."""
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A call that must raise, and what the message must say."""
+
+    name: str
+    call: Callable[[], Any]
+    error: type[Exception]
+    says: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What the judges need to know of one kind of layer."""
+
+    layer: type[Layer]
+    samples: tuple[tuple[Layer, Shape], ...]
+    """Settings and input shapes where it could go wrong."""
+    reference: Callable[..., jax.Array]
+    """reference(layer, params, x, tap) -> out, in another way; for a combinator
+    reference(layer, params, x, run), with run(index, params, x) -> out for its children."""
+    naive: Callable[..., np.ndarray]
+    """naive(layer, params, x) -> out by loops over NumPy scalars; for a combinator
+    naive(layer, params, x, run)."""
+    draw: Callable[..., Layer | None]
+    """A random one for inputs of this shape, None if none fits."""
+    shrink: Callable[..., Iterator[Layer]] = lambda layer: iter(())
+    """Simpler ones, to find the smallest network that still fails."""
+    exact: Callable[..., bool] = lambda layer: False
+    """Whether it is piecewise polynomial: exact in rationals and on the integer lattice."""
+    edges: tuple[Edge, ...] = ()
+    errors: tuple[BadInput, ...] = ()
+    omitted: dict[str, str] = field(default_factory=dict)
+    """Levels that don't apply, each with the reason, which the report prints."""
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """What the judges need to know of one kind of loss."""
+
+    loss: type[Loss]
+    samples: tuple[Loss, ...]
+    reference: Callable[..., jax.Array]
+    """reference(loss, prediction, target) -> values, in another way."""
+    naive: Callable[..., np.ndarray]
+    """naive(loss, prediction, target) -> values by loops over NumPy scalars."""
+    target: Callable[..., np.ndarray]
+    """Random targets for predictions of this shape."""
+    draw: Callable[..., Loss]
+    counts: Callable[..., Any] = lambda loss, target: None
+    """Which predictions count, None for all: written again, apart from the implementation."""
+    activation: Callable[..., jax.Array] = lambda z: z
+    """The output activation of its canonical pair."""
+    notes_target: Callable[..., np.ndarray | None] = lambda loss, y, units: None
+    """Y as the notes' dZ[L] = A[L] - Y takes it, (m, n_L); None where that formula doesn't hold."""
+    exact: Callable[..., bool] = lambda loss: False
+    edges: tuple[Edge, ...] = ()
+    errors: tuple[BadInput, ...] = ()
+    omitted: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,53 @@
+"""Spec of SigmoidBinaryCrossEntropy: optax's, summed over the units."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from manual_bp.losses.sigmoid_binary_cross_entropy import SigmoidBinaryCrossEntropy
+from verify.specification import BadInput, LossSpec, Shape
+
+loss = SigmoidBinaryCrossEntropy()
+
+
+def naive(loss: SigmoidBinaryCrossEntropy, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """-y log σ(z) - (1 - y) log(1 - σ(z)) from the definition of σ."""
+
+    def one(z: float, y: float) -> float:
+        p = 1 / (1 + math.exp(-z))
+        return -y * math.log(p) - (1 - y) * math.log(1 / (1 + math.exp(z)))
+
+    terms = [one(float(a), float(b)) for a, b in zip(z.ravel(), y.ravel(), strict=True)]
+    return np.array(terms).reshape(z.shape).sum(-1)
+
+
+def target(rng: np.random.Generator, loss: SigmoidBinaryCrossEntropy, shape: Shape) -> np.ndarray:
+    """Yes and no, or shares in between."""
+    return (rng.random(shape) < 0.4) * 1.0 if rng.random() < 0.5 else rng.random(shape)
+
+
+SPECS = (
+    LossSpec(
+        loss=SigmoidBinaryCrossEntropy,
+        samples=(loss,),
+        reference=lambda loss, z, y: optax.sigmoid_binary_cross_entropy(z, y).sum(-1),
+        naive=naive,
+        target=target,
+        draw=lambda rng: loss,
+        activation=jax.nn.sigmoid,
+        notes_target=lambda loss, y, units: y,
+        errors=(
+            BadInput(
+                "targets (m,) against (m, 1)",
+                lambda: loss.check(jnp.zeros((5, 1)), jnp.zeros(5)),
+                ValueError,
+                ("SigmoidBinaryCrossEntropy()", "shape (5,)", "expected (5, 1)", "y[..., None]"),
+            ),
+        ),
+    ),
+)

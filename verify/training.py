@@ -1,0 +1,114 @@
+"""The real run: handwritten digits, trained with adam on hand-derived gradients beside jax.grad.
+
+The data are the 1797 8x8 digits that ship with scikit-learn (Alpaydin & Kaynak 1998, UCI).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import manual_bp as mbp
+from verify.report import Report
+
+SIZES = (64, 128, 10)
+BATCH = 128
+STEPS = 1200
+COMPARED = 100
+
+
+class Run(NamedTuple):
+    """Losses step by step and the accuracy on the test set, by hand and by autodiff."""
+
+    manual: np.ndarray
+    autodiff: np.ndarray
+    manual_accuracy: float
+    autodiff_accuracy: float
+
+
+def digits(dtype: Any = np.float32) -> tuple[np.ndarray, ...]:
+    """x_train, x_test, y_train, y_test: pixels in [0, 1], classes 0 to 9, a quarter for testing."""
+    x, y = load_digits(return_X_y=True)
+    pixels: Any = (x / 16).astype(dtype)
+    split = train_test_split(pixels, y, test_size=0.25, random_state=0)
+    return tuple(map(np.asarray, split))
+
+
+def autodiff_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The same network written out of jax.nn and optax."""
+    (W1, b1), (W2, b2) = params
+    hidden = jax.nn.relu(x @ W1.T + b1)
+    logits = hidden @ W2.T + b2
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def train(steps: int, dtype: Any, advance: Any = lambda: None) -> Run:
+    """Train both ways from the same parameters on the same batches.
+
+    Args:
+        steps: how many.
+        dtype: of data and parameters; float64 needs jax.enable_x64.
+        advance: called after each step.
+    """
+    x_train, x_test, y_train, y_test = digits(dtype)
+    network = mbp.mlp(SIZES)
+    optimizer = optax.adam(2e-3)
+
+    @jax.jit
+    def manual_step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
+        loss, grads = mbp.manual_value_and_grads(params, x, y, network=network)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    @jax.jit
+    def autodiff_step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(autodiff_loss)(params, x, y)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    params = network.init(jax.random.key(0), jnp.asarray(x_train))
+    ways = [[manual_step, params, optimizer.init(params), []] for _ in range(2)]
+    ways[1][0] = autodiff_step
+    rng = np.random.default_rng(0)
+    order = np.concatenate(
+        [rng.permutation(len(x_train)) for _ in range(steps * BATCH // 1000 + 1)]
+    )
+    for number in range(steps):
+        batch = order[number * BATCH : (number + 1) * BATCH]
+        for way in ways:
+            step, params, state, losses = way
+            way[1], way[2], loss = step(params, state, x_train[batch], y_train[batch])
+            losses.append(float(loss))
+        advance()
+    accuracies = [
+        float((mbp.predict(way[1], x_test, network=network).argmax(-1) == y_test).mean())
+        for way in ways
+    ]
+    return Run(np.array(ways[0][3]), np.array(ways[1][3]), *accuracies)
+
+
+def run(report: Report, *, quick: bool = False) -> None:
+    """Train in float64 for the comparison, and in float32 to the end."""
+    limits = ((np.float64, COMPARED, 1e-12), (np.float32, COMPARED if quick else STEPS, 1e-5))
+    for dtype, steps, limit in limits:
+        name = f"digits {np.dtype(dtype).name}"
+        what = f"loss of the first {COMPARED} steps with adam, beside jax.grad's"
+        with report.judging(name, what, steps, f"{limit:g}") as judging:
+            with jax.enable_x64(dtype == np.float64):
+                result = train(steps, dtype, lambda judging=judging: judging.step())
+            manual, autodiff = result.manual[:COMPARED], result.autodiff[:COMPARED]
+            apart = float(np.max(np.abs(manual - autodiff) / np.abs(autodiff)))
+            judging.judged(apart <= limit, apart, failure=f"loss curves differ by {apart:.2g}")
+            if steps == STEPS:
+                ours, theirs = result.manual_accuracy, result.autodiff_accuracy
+                judging.judged(ours >= 0.97, failure=f"test accuracy {ours:.4f}, expected 0.97")
+                judging.note(
+                    f"test accuracy after {steps} steps: {ours:.4f} by hand, {theirs:.4f} by "
+                    f"jax.grad; training loss {result.manual[-1]:.5f} and {result.autodiff[-1]:.5f}"
+                )
