@@ -1,19 +1,24 @@
 """The judge of the forward pass: a wrong forward and its matching backward agree with each other.
 
-Each spec's naive form, loops over NumPy scalars, says what the layer computes.
+Each spec's naive form, loops over numbers of 30 digits, says what the layer computes; its own
+rounding is then nothing, and the engine's must lie within its error bound.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
+from mpmath import mp
 
 from manual_bp.layer import Combinator, Layer, Loss
 from verify import specs
 from verify.arithmetic.numpy import Float64
 from verify.interpreter import trace
 from verify.networks import Shape, draw_params
+
+DIGITS = 30
 
 
 def naive(layer: Layer, params: Any, x: np.ndarray) -> np.ndarray:
@@ -30,7 +35,8 @@ def judge_layer(layer: Layer, shape: Shape, seed: int = 0) -> float:
     x = rng.normal(size=shape)
     params = draw_params(rng, layer, x)
     ours = trace(lambda p, v: layer.forward(p, v)[0], params, x).run((params, x), Float64())
-    return _relative(ours, naive(layer, params, x))
+    with mp.workdps(DIGITS):
+        return _relative(ours, naive(layer, *_precise((params, x))))
 
 
 def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> float:
@@ -39,10 +45,20 @@ def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> float:
     spec = specs.of_loss(loss)
     prediction, target = rng.normal(size=shape) * 3, spec.target(rng, loss, shape)
     ours = trace(loss.value, prediction, target).run((prediction, target), Float64())
-    return _relative(ours, spec.naive(loss, prediction, target))
+    with mp.workdps(DIGITS):
+        return _relative(ours, spec.naive(loss, *_precise((prediction, target))))
+
+
+def _precise(tree: Any) -> Any:
+    """Floats as mpmath numbers, in object arrays."""
+    number = np.frompyfunc(mp.mpf, 1, 1)
+    return jax.tree.map(
+        lambda leaf: np.asarray(number(leaf)) if leaf.dtype.kind == "f" else leaf, tree
+    )
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    theirs = np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         return np.inf
     apart = float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-300))

@@ -2,8 +2,8 @@
 
 A spec is written without the implementation in mind: its reference is another way to compute the
 same function, out of `jax.nn`, `optax` or plain `jnp`, which autodiff differentiates; its naive
-form is loops over NumPy scalars, which nobody differentiates and which judges the forward pass
-itself.
+form is loops over numbers of 30 digits, which nobody differentiates and which judges the forward
+pass itself.
 """
 
 from __future__ import annotations
@@ -24,18 +24,24 @@ Tap = Callable[[str, jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Edge:
-    """A point where autodiff may be NaN or inaccurate, and the value stated for it."""
+    """A point where autodiff may be NaN or inaccurate, and the value stated for it.
+
+    Values are compared to the three significant digits that a table shows; NaN, zeros and
+    infinities are themselves.
+    """
 
     function: str
     """What is differentiated, in words."""
     point: Any
+    """Where: a number or a tuple of numbers."""
     dtype: str
-    stated: float
-    manual: Callable[[Any], Any]
+    stated: Any
+    """The derivative that is right there: a number or a tuple, from mathematics, not from us."""
+    manual: Callable[[jax.Array], jax.Array]
     """The hand-derived derivative at an array of that dtype."""
-    autodiff: Callable[[Any], Any]
-    """What jax.grad gives there."""
-    recorded: float
+    autodiff: Callable[[jax.Array], jax.Array]
+    """jax.grad of the idiomatic form, at the same array."""
+    recorded: Any
     """What jax.grad gave when this was written; a JAX that no longer does is reported."""
 
 
@@ -60,7 +66,7 @@ class LayerSpec:
     """reference(layer, params, x, tap) -> out, in another way; for a combinator
     reference(layer, params, x, run), with run(index, params, x) -> out for its children."""
     naive: Callable[..., np.ndarray]
-    """naive(layer, params, x) -> out by loops over NumPy scalars; for a combinator
+    """naive(layer, params, x) -> out by loops over mpmath numbers; for a combinator
     naive(layer, params, x, run)."""
     draw: Callable[..., Layer | None]
     """A random one for inputs of this shape, None if none fits."""
@@ -83,7 +89,7 @@ class LossSpec:
     reference: Callable[..., jax.Array]
     """reference(loss, prediction, target) -> values, in another way."""
     naive: Callable[..., np.ndarray]
-    """naive(loss, prediction, target) -> values by loops over NumPy scalars."""
+    """naive(loss, prediction, target) -> values by loops over mpmath numbers."""
     target: Callable[..., np.ndarray]
     """Random targets for predictions of this shape."""
     draw: Callable[..., Loss]

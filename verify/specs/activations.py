@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from mpmath import mp
 
 from manual_bp import activations as table
 from manual_bp.activations import Activation
@@ -25,17 +25,17 @@ JAX: dict[type[Activation], Callable[..., Any]] = {
 }
 """The same functions from jax.nn."""
 
-SCALAR: dict[type[Activation], Callable[..., float]] = {
+SCALAR: dict[type[Activation], Callable[..., Any]] = {
     table.Identity: lambda layer, z: z,
-    table.Relu: lambda layer, z: max(z, 0.0),
+    table.Relu: lambda layer, z: max(z, 0),
     table.LeakyRelu: lambda layer, z: z if z > 0 else layer.slope * z,
-    table.Tanh: lambda layer, z: math.tanh(z),
-    table.Sigmoid: lambda layer, z: 1 / (1 + math.exp(-z)),
-    table.Gelu: lambda layer, z: z / 2 * (1 + math.erf(z / math.sqrt(2))),
-    table.Silu: lambda layer, z: z / (1 + math.exp(-z)),
-    table.Softplus: lambda layer, z: math.log1p(math.exp(z)) if z < 30 else z,
+    table.Tanh: lambda layer, z: mp.tanh(z),
+    table.Sigmoid: lambda layer, z: 1 / (1 + mp.exp(-z)),
+    table.Gelu: lambda layer, z: z / 2 * mp.erfc(-z / mp.sqrt(2)),
+    table.Silu: lambda layer, z: z / (1 + mp.exp(-z)),
+    table.Softplus: lambda layer, z: mp.log(1 + mp.exp(z)),
 }
-"""The same functions from their definitions, one number at a time."""
+"""The same functions from their definitions, on one mpmath number."""
 
 PIECEWISE_LINEAR = (table.Identity, table.Relu, table.LeakyRelu)
 
@@ -61,9 +61,7 @@ def is_exact(layer: Activation) -> bool:
 def naive(layer: Activation, params: Any, z: np.ndarray) -> np.ndarray:
     """g(z), number by number."""
     del params
-    return np.array([SCALAR[type(layer)](layer, float(each)) for each in z.ravel()]).reshape(
-        z.shape
-    )
+    return np.array([SCALAR[type(layer)](layer, each) for each in z.ravel()]).reshape(z.shape)
 
 
 def _spec(kind: type[Activation]) -> LayerSpec:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from mpmath import mp
 
 from manual_bp.losses.sigmoid_binary_cross_entropy import SigmoidBinaryCrossEntropy
 from verify.specification import BadInput, LossSpec, Shape
@@ -18,11 +19,11 @@ loss = SigmoidBinaryCrossEntropy()
 def naive(loss: SigmoidBinaryCrossEntropy, z: np.ndarray, y: np.ndarray) -> np.ndarray:
     """-y log σ(z) - (1 - y) log(1 - σ(z)) from the definition of σ."""
 
-    def one(z: float, y: float) -> float:
-        p = 1 / (1 + math.exp(-z))
-        return -y * math.log(p) - (1 - y) * math.log(1 / (1 + math.exp(z)))
+    def one(z: Any, y: Any) -> Any:
+        p = 1 / (1 + mp.exp(-z))
+        return -y * mp.log(p) - (1 - y) * mp.log(1 / (1 + mp.exp(z)))
 
-    terms = [one(float(a), float(b)) for a, b in zip(z.ravel(), y.ravel(), strict=True)]
+    terms = [one(*pair) for pair in zip(z.ravel(), y.ravel(), strict=True)]
     return np.array(terms).reshape(z.shape).sum(-1)
 
 

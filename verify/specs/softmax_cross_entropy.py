@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from mpmath import mp
 
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 from verify.specification import BadInput, LossSpec, Shape
@@ -50,13 +50,13 @@ def naive(loss: SoftmaxCrossEntropy, z: np.ndarray, target: np.ndarray) -> np.nd
     values = []
     for row, goal in zip(rows, targets, strict=True):
         if target.ndim < z.ndim and goal == loss.ignored_class:
-            values.append(0.0)
+            values.append(mp.mpf(0))
             continue
         y = [float(c == goal) for c in range(units)] if target.ndim < z.ndim else list(goal)
         share = loss.label_smoothing * sum(y) / units
         y = [(1 - loss.label_smoothing) * each + share for each in y]
         top = max(row)
-        log_sum = top + math.log(sum(math.exp(each - top) for each in row))
+        log_sum = top + mp.log(sum(mp.exp(each - top) for each in row))
         values.append(-sum(each * (logit - log_sum) for each, logit in zip(y, row, strict=True)))
     return np.array(values).reshape(z.shape[:-1])
 
