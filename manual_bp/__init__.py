@@ -15,7 +15,9 @@ from manual_bp.activations import sigmoid as sigmoid
 from manual_bp.activations import silu as silu
 from manual_bp.activations import softplus as softplus
 from manual_bp.activations import tanh as tanh
+from manual_bp.combinators.parallel import parallel as parallel
 from manual_bp.combinators.sequential import sequential as sequential
+from manual_bp.combinators.skip import skip as skip
 from manual_bp.gradients import manual_grads as manual_grads
 from manual_bp.gradients import manual_pass as manual_pass
 from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 
 Tree = Any  # a pytree of arrays, nested as the layer nests it
-Visit = Callable[..., tuple[Tree, Any]]  # visit(layer, dout, *trees) -> (what was seen, dx)
+Visit = Callable[..., tuple[Tree, Any]]
+"""visit(layer, dout, params, residuals, *others) -> (what was seen, dx)"""
 
 
 class Setting:
@@ -115,9 +116,18 @@ class Layer(Setting):
         """The layer to use when not training: itself, unless training is a different function."""
         return self
 
-    def walk(self, visit: Visit, dout: jax.Array, *trees: Tree) -> tuple[Tree, jax.Array]:
-        """Carry the error through the layer, visiting each leaf: (what was seen, dx)."""
-        return visit(self, dout, *trees)
+    def walk(
+        self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
+    ) -> tuple[Tree, jax.Array]:
+        """Carry the error through the layer, visiting each leaf: (what was seen, dx).
+
+        Args:
+            visit: visit(layer, dout, params, residuals, *others) -> (what was seen, dx).
+            dout: the error that arrives from above.
+            params, residuals: the layer's own.
+            *others: further trees, nested like params.
+        """
+        return visit(self, dout, params, residuals, *others)
 
 
 def backward_visit(
@@ -131,8 +141,8 @@ class Combinator(Layer):
     """A layer made of layers.
 
     A subclass says what its children are, how to rebuild itself from others, and how forward and
-    walk pass through them. Params, residuals, what is observed and what a walk sees are tuples with
-    one entry for each child.
+    walk pass through them. Params, what is observed and what a walk sees are tuples with one entry
+    for each child; so are residuals, unless the combinator keeps something of its own.
     """
 
     @property
@@ -173,10 +183,12 @@ class Combinator(Layer):
     def inference(self) -> Layer:
         return self.rebuild(tuple(child.inference() for child in self.children))
 
-    def walk(self, visit: Visit, dout: jax.Array, *trees: Tree) -> tuple[Tree, jax.Array]:
+    def walk(
+        self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
+    ) -> tuple[Tree, jax.Array]:
         raise NotImplementedError(
-            f"{type(self).__name__} must define walk(visit, dout, *trees): what it does with an "
-            "error is not what one layer does"
+            f"{type(self).__name__} must define walk(visit, dout, params, residuals, *others): "
+            "what it does with an error is not what one layer does"
         )
 
     def check(self, params: Tree, taken: Mapping[str, Any]) -> None:

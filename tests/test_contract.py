@@ -336,7 +336,7 @@ def test_unfinished_layers_say_what_they_lack():
     with pytest.raises(NotImplementedError, match="Half must define backward"):
         Half().backward((), (), X)
     with pytest.raises(NotImplementedError, match="Joined must define walk"):
-        Joined().walk(lambda *args: args, X)
+        Joined().walk(lambda *args: args, X, (), ())
     with pytest.raises(NotImplementedError, match="must define stand_in"):
         Shift().stand_in("statistics", X)
 

@@ -109,13 +109,13 @@ def _run(
     constants = getattr(closed, "consts", ())
     known: dict[Any, Value] = {}
     for variable, constant in zip(jaxpr.constvars, constants, strict=True):
-        known[variable] = arithmetic.lift(np.asarray(constant))
+        known[variable] = arithmetic.constant(np.asarray(constant))
     for variable, argument in zip(jaxpr.invars, arguments, strict=True):
         known[variable] = argument
 
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
-            return arithmetic.lift(np.asarray(atom.val))
+            return arithmetic.constant(np.asarray(atom.val))
         return known[atom]
 
     for index, equation in enumerate(jaxpr.eqns):

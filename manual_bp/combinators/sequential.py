@@ -55,8 +55,10 @@ class Sequential(Combinator):
             residuals.append(kept)
         return x, tuple(residuals)
 
-    def walk(self, visit: Visit, dout: jax.Array, *trees: Tree) -> tuple[Tree, jax.Array]:
-        seen = []
+    def walk(
+        self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
+    ) -> tuple[Tree, jax.Array]:
+        seen, trees = [], (params, residuals, *others)
         for index in reversed(range(len(self.layers))):
             layer = self.layers[index]
             with within(index + 1, layer):

@@ -148,7 +148,8 @@ class SoftmaxCrossEntropy(Loss):
             y = target.astype(dtype)
             total = y.sum(-1, keepdims=True) if self.label_smoothing else 1
         if self.label_smoothing:
-            y = (1 - self.label_smoothing) * y + self.label_smoothing / units * total
+            share = jnp.asarray(self.label_smoothing, dtype)
+            y = (1 - share) * y + share * total / units
         return y, counts, valid
 
 

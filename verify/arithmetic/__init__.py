@@ -39,6 +39,10 @@ class Arithmetic:
             return array
         return self.lift_floats(array.astype(np.float64))
 
+    def constant(self, array: np.ndarray) -> Any:
+        """The value that stands for a constant of the program."""
+        return self.lift(array)
+
     def lift_floats(self, array: np.ndarray) -> Any:
         """The value that stands for an array of float64."""
         raise NotImplementedError

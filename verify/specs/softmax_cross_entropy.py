@@ -24,7 +24,8 @@ def labels(loss: SoftmaxCrossEntropy, target: Any, units: int) -> Any:
     if loss.label_smoothing:
         # optax spreads α over classes of labels that sum to one; others keep their own sum.
         total = y.sum(-1, keepdims=True)
-        return (1 - loss.label_smoothing) * y + loss.label_smoothing * total / units
+        share = jnp.asarray(loss.label_smoothing, y.dtype)
+        return (1 - share) * y + share * total / units
     return y
 
 

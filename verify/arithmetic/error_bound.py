@@ -1,0 +1,335 @@
+"""float64 with a bound on its rounding error, after Higham.
+
+A value is a pair (v, e): the exact result, for the inputs as they are, lies within v ± e. Each
+primitive adds to e what its inputs' bounds become and what its own rounding may be at most:
+
+    a + b      e_a + e_b + u |v|
+    a b        |a| e_b + |b| e_a + e_a e_b + u |v|
+    dot, sum   the same summed, + γ_n Σ (|a| + e_a)(|b| + e_b),   γ_n = n u / (1 - n u)
+    f(a)       e_a sup |f'| over a ± e_a, + 4 ulp |v|
+
+in any order of summation. u = 2⁻⁵³ is the unit roundoff. The one constant that isn't derived is the
+accuracy of the math library, 4 ulp. A comparison of values whose bounds overlap is doubtful: both
+outcomes are possible, and what is selected by it is bounded over both.
+
+So two programs for the same function agree within the sum of their bounds, always; and one that is
+wrong by more than its rounding is seen.
+
+Source  Higham (2002), Accuracy and Stability of Numerical Algorithms, sections 2.2, 3.1, 3.5
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic.integers import INTEGERS
+from verify.arithmetic.numpy import PRIMITIVES as FLOAT64
+from verify.arithmetic.numpy import contract, logistic
+
+UNIT = 2.0**-53
+LIBRARY_ULPS = 4
+"""Accuracy of exp, log, tanh, ... in units in the last place: what libraries document."""
+SMALLEST = 2.0**-1074  # of what underflows
+
+
+class Bounded(NamedTuple):
+    """The exact result lies within value ± bound."""
+
+    value: np.ndarray
+    bound: np.ndarray
+
+
+class Doubtful(NamedTuple):
+    """A boolean; where doubt is true, the exact result may be the other one."""
+
+    value: np.ndarray
+    doubt: np.ndarray
+
+
+def gamma(count: int) -> float:
+    """γ_n, the bound on n roundings in a row."""
+    return count * UNIT / (1 - count * UNIT)
+
+
+def _rounded(value: Any, bound: Any, roundings: float = 1) -> Bounded:
+    return Bounded(value, bound + roundings * UNIT * np.abs(value) + SMALLEST)
+
+
+def _add(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    return _rounded(a.value + b.value, a.bound + b.bound)
+
+
+def _sub(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    return _rounded(a.value - b.value, a.bound + b.bound)
+
+
+def _product_bound(a: Bounded, b: Bounded, times: Any = np.multiply) -> Any:
+    return (
+        times(np.abs(a.value), b.bound) + times(a.bound, np.abs(b.value)) + times(a.bound, b.bound)
+    )
+
+
+def _mul(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    return _rounded(a.value * b.value, _product_bound(a, b))
+
+
+def _div(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    value = a.value / b.value
+    distance = np.abs(b.value) - b.bound
+    spread = (a.bound + np.abs(value) * b.bound) / np.where(distance > 0, distance, 1)
+    return _rounded(value, np.where(distance > 0, spread, np.inf))
+
+
+def _dot(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    count = math.prod(a.value.shape[axis] for axis in params["dimension_numbers"][0][0])
+
+    def times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return contract(params, x, y)
+
+    size = times(np.abs(a.value) + a.bound, np.abs(b.value) + b.bound)
+    bound = _product_bound(a, b, times) + gamma(count) * size + count * SMALLEST
+    return Bounded(times(a.value, b.value), bound)
+
+
+def _sum(params: Any, a: Bounded) -> Bounded:
+    axes = tuple(params["axes"])
+    count = math.prod(a.value.shape[axis] for axis in axes)
+    size = (np.abs(a.value) + a.bound).sum(axes)
+    return Bounded(a.value.sum(axes), a.bound.sum(axes) + gamma(max(count - 1, 0)) * size)
+
+
+def _integer_pow(params: Any, a: Bounded) -> Bounded:
+    y = params["y"]
+    value = a.value**y
+    largest = np.abs(a.value) + a.bound
+    smallest = np.abs(a.value) - a.bound
+    if y >= 0:
+        spread = largest**y - np.abs(a.value) ** y
+    else:
+        spread = np.where(
+            smallest > 0, -y * np.where(smallest > 0, smallest, 1.0) ** (y - 1) * a.bound, np.inf
+        )
+    # The difference of powers is itself rounded: a bound of 0 must not come out of e > 0.
+    linear = abs(y) * np.abs(a.value) ** max(y - 1, 0) * a.bound if y > 0 else 0
+    return _rounded(value, np.maximum(spread, linear) + gamma(4) * spread, abs(y))
+
+
+def _pow(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    value = np.power(a.value, b.value)
+    smallest = a.value - a.bound
+    safe = smallest > 0
+    lowest = np.where(safe, smallest, 1.0)
+    steepest = np.maximum(
+        np.abs(b.value) * lowest ** (b.value - 1),
+        np.abs(b.value) * (a.value + a.bound) ** (b.value - 1),
+    )
+    # In the exponent: sup |log a| a^b over the box, b's bound is 0 or a rounding.
+    logs = np.maximum(np.abs(np.log(lowest)), np.abs(np.log(a.value + a.bound)))
+    reach = np.maximum(lowest ** (b.value + b.bound), (a.value + a.bound) ** (b.value + b.bound))
+    spread = steepest * a.bound + np.where(b.bound > 0, logs * reach * b.bound, 0)
+    exact = a.bound == 0
+    spread = np.where(safe | exact, np.where(exact & (b.bound == 0), 0, spread), np.inf)
+    return _rounded(value, spread, 2 * LIBRARY_ULPS)
+
+
+def _library(value: Callable[..., Any], steepest: Callable[..., Any]) -> Primitive:
+    """A function of one argument: steepest(v, e) is sup |f'| over v ± e."""
+
+    def primitive(params: Any, a: Bounded) -> Bounded:
+        spread = np.where(a.bound == 0, 0, a.bound * steepest(a.value, a.bound))
+        return _rounded(value(a.value), spread, 2 * LIBRARY_ULPS)
+
+    return primitive
+
+
+def _nearest_to_zero(v: np.ndarray, e: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(v) - e, 0)
+
+
+def _sech_squared(v: np.ndarray, e: np.ndarray) -> np.ndarray:
+    decay = np.exp(-2 * _nearest_to_zero(v, e))
+    return 4 * decay / (1 + decay) ** 2
+
+
+def _logistic_slope(v: np.ndarray, e: np.ndarray) -> np.ndarray:
+    z = _nearest_to_zero(v, e)
+    return logistic(z) * logistic(-z)
+
+
+def _inverse(distance: np.ndarray) -> np.ndarray:
+    """1/distance, infinite where the interval reaches 0."""
+    return np.where(distance > 0, 1 / np.where(distance > 0, distance, 1), np.inf)
+
+
+def _sqrt(params: Any, a: Bounded) -> Bounded:
+    value = np.sqrt(a.value)
+    steep = 0.5 * a.bound / np.sqrt(np.maximum(a.value - a.bound, SMALLEST))
+    # |√a - √b| ≤ √|a - b| also where the slope is infinite.
+    return _rounded(value, np.minimum(steep, np.sqrt(a.bound)))
+
+
+def _sign(params: Any, a: Bounded) -> Bounded:
+    doubtful = (np.abs(a.value) <= a.bound) & (a.bound > 0)
+    return Bounded(np.sign(a.value), np.where(doubtful, 2.0, 0.0))
+
+
+def _compare(function: np.ufunc) -> Primitive:
+    def primitive(params: Any, a: Bounded, b: Bounded) -> Any:
+        if a is b:  # x != x asks whether x is NaN: whatever its rounding, x is itself
+            return function(a.value, b.value)
+        reach = a.bound + b.bound
+        # Infinities are what they are: no rounding leads to them or away from them.
+        finite = np.isfinite(a.value) & np.isfinite(b.value)
+        apart = np.abs(np.where(finite, a.value, 0) - np.where(finite, b.value, 0))
+        doubt = finite & (apart <= reach) & (reach > 0)
+        value = function(a.value, b.value)
+        return Doubtful(value, doubt) if doubt.any() else value
+
+    return primitive
+
+
+def _extreme(function: np.ufunc) -> Primitive:
+    """max and min are 1-Lipschitz in the largest change of an argument."""
+    return lambda params, a, b: Bounded(
+        function(a.value, b.value), np.maximum(*np.broadcast_arrays(a.bound, b.bound))
+    )
+
+
+def _reduce_extreme(function: Any) -> Primitive:
+    def primitive(params: Any, a: Bounded) -> Bounded:
+        axes = tuple(params["axes"])
+        return Bounded(function(a.value, axis=axes), np.max(a.bound, axis=axes))
+
+    return primitive
+
+
+_ROOT_PI = math.sqrt(math.pi)
+
+PRIMITIVES: dict[str, Primitive] = {
+    "add": _add,
+    "add_any": _add,
+    "sub": _sub,
+    "mul": _mul,
+    "div": _div,
+    "neg": lambda params, a: Bounded(-a.value, a.bound),
+    "abs": lambda params, a: Bounded(np.abs(a.value), a.bound),
+    "sign": _sign,
+    "max": _extreme(np.maximum),
+    "min": _extreme(np.minimum),
+    "clamp": lambda params, low, a, high: Bounded(
+        np.clip(a.value, low.value, high.value), a.bound + low.bound + high.bound
+    ),
+    "square": lambda params, a: _rounded(
+        a.value * a.value, (2 * np.abs(a.value) + a.bound) * a.bound
+    ),
+    "integer_pow": _integer_pow,
+    "pow": _pow,
+    "sqrt": _sqrt,
+    "rsqrt": _library(
+        lambda v: 1 / np.sqrt(v), lambda v, e: 0.5 * _inverse(np.maximum(v - e, 0)) ** 1.5
+    ),
+    "exp": _library(np.exp, lambda v, e: np.exp(v + e)),
+    "exp2": _library(np.exp2, lambda v, e: math.log(2) * np.exp2(v + e)),
+    "expm1": _library(np.expm1, lambda v, e: np.exp(v + e)),
+    "log": _library(np.log, lambda v, e: _inverse(v - e)),
+    "log1p": _library(np.log1p, lambda v, e: _inverse(1 + v - e)),
+    "tanh": _library(np.tanh, _sech_squared),
+    "sin": _library(np.sin, lambda v, e: np.ones_like(v)),
+    "cos": _library(np.cos, lambda v, e: np.ones_like(v)),
+    "logistic": _library(logistic, _logistic_slope),
+    "erf": _library(
+        lambda v: FLOAT64["erf"]({}, v),
+        lambda v, e: 2 / _ROOT_PI * np.exp(-(_nearest_to_zero(v, e) ** 2)),
+    ),
+    "erfc": _library(
+        lambda v: FLOAT64["erfc"]({}, v),
+        lambda v, e: 2 / _ROOT_PI * np.exp(-(_nearest_to_zero(v, e) ** 2)),
+    ),
+    "eq": _compare(np.equal),
+    "ne": _compare(np.not_equal),
+    "gt": _compare(np.greater),
+    "ge": _compare(np.greater_equal),
+    "lt": _compare(np.less),
+    "le": _compare(np.less_equal),
+    "is_finite": lambda params, a: np.isfinite(a.value),
+    "reduce_sum": _sum,
+    "reduce_max": _reduce_extreme(np.max),
+    "reduce_min": _reduce_extreme(np.min),
+    "dot_general": _dot,
+}
+
+
+class ErrorBound(Arithmetic):
+    """float64 values with bounds on their rounding errors."""
+
+    name = "error_bound"
+    primitives: ClassVar[dict[str, Primitive]] = PRIMITIVES
+
+    def lift_floats(self, array: np.ndarray) -> Bounded:
+        return Bounded(array, np.zeros(array.shape))
+
+    def lower(self, value: Any) -> np.ndarray:
+        return np.asarray(value.value if isinstance(value, Bounded | Doubtful) else value)
+
+    def from_integers(self, value: Any) -> Bounded:
+        if isinstance(value, Doubtful):
+            return Bounded(value.value.astype(np.float64), value.doubt.astype(np.float64))
+        return super().from_integers(value)
+
+    def decide(self, value: Any) -> Any:
+        if isinstance(value, Doubtful):
+            raise ArithmeticError("control flow depends on a comparison that rounding may turn")
+        return super().decide(value)
+
+    def move(self, function: Callable[..., Any], *values: Any) -> Any:
+        kinds = {type(value) for value in values} & {Bounded, Doubtful}
+        if not kinds:
+            return function(*values)
+        (kind,) = kinds
+        plain = [each if isinstance(each, kind) else kind(each, _none(each)) for each in values]
+        if kind is Bounded:  # indices among the arguments stay indices in both
+            plain = [
+                a if isinstance(v, Bounded) else (v, v) for a, v in zip(plain, values, strict=True)
+            ]
+        first = function(*(each[0] for each in plain))
+        second = function(*(each[1] for each in plain))
+        if isinstance(first, list):
+            return [kind(*pair) for pair in zip(first, second, strict=True)]
+        return kind(first, second)
+
+    def apply(self, equation: Any, values: list[Any]) -> list[Any]:
+        name, params = equation.primitive.name, equation.params
+        with np.errstate(all="ignore"):
+            if name == "select_n" and isinstance(values[0], Doubtful):
+                return [self._select(values[0], values[1:])]
+            floats = any(isinstance(value, Bounded) for value in values)
+            if not floats and any(isinstance(value, Doubtful) for value in values):
+                if name in ("and", "or", "xor", "not", "eq", "ne"):
+                    plain = [v.value if isinstance(v, Doubtful) else v for v in values]
+                    doubts = [v.doubt if isinstance(v, Doubtful) else _none(v) for v in values]
+                    doubt = np.any(np.broadcast_arrays(*doubts), axis=0)
+                    return [Doubtful(INTEGERS[name](params, *plain), doubt)]
+                if name in INTEGERS and name not in ("convert_element_type",):
+                    raise ArithmeticError(f"{name} of a comparison that rounding may turn")
+            return super().apply(equation, values)
+
+    def _select(self, which: Doubtful, cases: list[Any]) -> Any:
+        if not isinstance(cases[0], Bounded):
+            pairs = [c if isinstance(c, Doubtful) else Doubtful(c, _none(c)) for c in cases]
+            value = np.where(which.value, pairs[1].value, pairs[0].value)
+            differ = np.asarray(pairs[0].value != pairs[1].value)
+            doubt = np.where(which.value, pairs[1].doubt, pairs[0].doubt)
+            return Doubtful(value, doubt | (which.doubt & differ))
+        chosen = np.where(which.value, cases[1].value, cases[0].value)
+        bound = np.where(which.value, cases[1].bound, cases[0].bound)
+        reach = np.maximum(*(np.abs(case.value - chosen) + case.bound for case in cases))
+        return Bounded(chosen, np.where(which.doubt, reach, bound))
+
+
+def _none(value: Any) -> np.ndarray:
+    return np.zeros(np.shape(value), bool)
