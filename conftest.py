@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 import manual_bp
+import verify
 
 
 @pytest.fixture(autouse=True)
 def _names(doctest_namespace):
     doctest_namespace.update(vars(manual_bp))
     doctest_namespace.update(jax=jax, jnp=jnp, mbp=manual_bp)
+    doctest_namespace.update(check=verify.check, check_grads=verify.check_grads)

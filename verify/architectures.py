@@ -1,163 +1,144 @@
-"""Random architectures, three ways against each other, every intermediate compared.
+"""Random architectures under the judges that need no tolerance, nothing compiled.
 
-The engine, jax.grad of the judge's own network, and where the notes cover it their literal formulas
-run on the same float64 numbers, jaxpr by jaxpr, so that nothing needs compiling.
+Every network is judged by error bounds (L4): the engine against jax.grad of the judge's own
+network, and where the notes cover it against their literal formulas. Piecewise-polynomial ones are
+judged in exact fractions too (L2), and every few of the others with growing precision (L3).
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from verify import engine, literal
-from verify.arithmetic.numpy import Float64
+from verify import judges, literal, rules
 from verify.interpreter import trace
-from verify.networks import Case, draw_case, smallest
+from verify.judges import BOUNDS, Verdict, within_bounds
+from verify.networks import Case, Problem, draw_case, smallest
 from verify.report import Report
+from verify.rules import Rule
 
-LIMIT = 1e-12
-"""Largest norm-wise relative difference of an intermediate, in float64."""
-
-
-class Difference(NamedTuple):
-    """How far an intermediate is from its judge's, relative to the judge's norm."""
-
-    name: str
-    judge: str
-    relative: float
+MOST_PRODUCTS = {"L2 fractions": 20_000, "L3 digits": 5_000}
+"""Products in a forward pass that a level still takes: exact arithmetic is slow arithmetic."""
 
 
-def judge_case(case: Case) -> list[Difference]:
-    """Every intermediate of the case against each judge, in the order of computation."""
+class Finding(NamedTuple):
+    """What one level says of a network."""
+
+    level: str
+    verdict: Verdict
+
+
+def judge_case(case: Case, *, every_intermediate: bool = True, deep: bool = False) -> list[Finding]:
+    """The verdicts on a random network, at its own numbers and, if it is exact, on the lattice.
+
+    Args:
+        case: the network.
+        every_intermediate: compare each Z, A, dA, dZ beside the gradient.
+        deep: judge with growing precision too, where the size allows it.
+    """
+    rule = rules.of_case(case, every_intermediate=every_intermediate)
     problem = case.problem()
-    arithmetic = Float64()
-    manual_program, auto_program = engine.programs(case, problem)
-    manual = manual_program.run(problem, arithmetic)
-    found = compare(manual, auto_program.run(problem, arithmetic), "autodiff")
-    if literal.applies(case.network, case.loss, problem):
-        # Traced with params and x as arguments, closed over the targets.
-        program = trace(
-            lambda params, x: literal.intermediates(
-                case.network, case.loss, problem._replace(params=params, x=x)
-            ),
-            problem.params,
-            problem.x,
-        )
-        notes = program.run((problem.params, problem.x), arithmetic)
-        common = {name: manual[name] for name in notes}
-        found += compare(common, notes, "the notes' literal formulas")
+    found = [Finding("L4 bounds", judges.bounds(rule, tuple(problem)))]
+    if every_intermediate and literal.applies(case.network, case.loss, problem):
+        found.append(Finding("L4 notes", judge_notes(case, rule, problem)))
+    size = products(case, problem)
+    if rule.exact and size <= MOST_PRODUCTS["L2 fractions"]:
+        found.append(Finding("L2 fractions", judges.rational(rule, on_lattice(rule, case))))
+    if not rule.exact and deep and size <= MOST_PRODUCTS["L3 digits"]:
+        found.append(Finding("L3 digits", judges.digits(rule, tuple(problem))))
     return found
 
 
-def compare(manual: dict[str, Any], judge: dict[str, Any], name: str) -> list[Difference]:
-    """Norm-wise relative differences; a missing or extra intermediate is infinitely wrong."""
-    found = [
-        Difference(each, name, np.inf) for each in sorted(set(manual).symmetric_difference(judge))
-    ]
-    for each in engine.in_order_of_computation([key for key in manual if key in judge]):
-        ours, theirs = np.asarray(manual[each]), np.asarray(judge[each])
-        if ours.shape != theirs.shape:
-            found.append(Difference(each, name, np.inf))
-            continue
-        scale, apart = np.linalg.norm(theirs), np.linalg.norm(ours - theirs)
-        relative = apart / scale if scale > 0 else (0.0 if apart == 0 else np.inf)
-        found.append(Difference(each, name, float(relative if np.isfinite(relative) else np.inf)))
-    return found
+def judge_notes(case: Case, rule: Rule, problem: Problem) -> Verdict:
+    """The engine against the notes' literal formulas, within the bounds of both."""
+    manual = rule.programs(tuple(problem))[0].run(tuple(problem), BOUNDS)
+    # Traced with params and x as arguments, closed over the targets.
+    notes = trace(
+        lambda params, x: literal.intermediates(
+            case.network, case.loss, problem._replace(params=params, x=x)
+        ),
+        problem.params,
+        problem.x,
+    ).run((problem.params, problem.x), BOUNDS)
+    return within_bounds({name: manual[name] for name in notes}, notes)
 
 
-def first_wrong(differences: list[Difference], limit: float = LIMIT) -> Difference | None:
-    """The first intermediate beyond the limit."""
-    return next((each for each in differences if not each.relative <= limit), None)
+def on_lattice(rule: Rule, case: Case) -> tuple[Any, ...]:
+    """Arguments that are small integers: fractions stay short, and kinks are met."""
+    return rule.draw(rules.generator(*case.seed), "lattice")
+
+
+def products(case: Case, problem: Problem) -> int:
+    """How many products a forward pass takes, roughly: the size that exact arithmetic feels."""
+    rows = problem.x.size // problem.x.shape[-1]
+    return rows * sum(leaf.size for leaf in jax.tree.leaves(problem.params))
+
+
+def first_wrong(findings: list[Finding]) -> Finding | None:
+    """The first level that doesn't agree."""
+    return next((each for each in findings if not each.verdict.ok), None)
+
+
+def describe(finding: Finding) -> str:
+    """The level, the first wrong intermediate and why."""
+    return f"{finding.level}: first wrong is {finding.verdict.first_wrong}, {finding.verdict.why}"
 
 
 def explain(case: Case, seed: int, number: int) -> str:
     """One line that reproduces a failure, and the smallest network that still fails."""
-    wrong = first_wrong(judge_case(case))
-    least = smallest(case, lambda each: first_wrong(judge_case(each)) is not None)
-    least_wrong = first_wrong(judge_case(least))
-    assert wrong is not None and least_wrong is not None
+
+    def wrong(each: Case) -> Finding | None:
+        return first_wrong(judge_case(each, deep=True))
+
+    first = wrong(case)
+    least = smallest(case, lambda each: wrong(each) is not None)
+    least_wrong = wrong(least)
+    assert first is not None
+    assert least_wrong is not None
     return (
-        f"python -m verify --only architectures --seed {seed} --trial {number}\n"
-        f"  {case}: first wrong is {wrong.name}, by {wrong.relative:.2g} from {wrong.judge}\n"
-        f"  smallest that still fails: {least}: first wrong is {least_wrong.name}, by "
-        f"{least_wrong.relative:.2g} from {least_wrong.judge}"
+        f"python -m verify --only networks --seed {seed} --trial {number}\n"
+        f"  {case}: {describe(first)}\n"
+        f"  smallest that still fails: {least}: {describe(least_wrong)}"
     )
 
 
-def run(report: Report, *, seed: int, numbers: list[int]) -> None:
-    """Judge the cases of these numbers."""
-    what = "random networks, every intermediate, in float64"
-    compared = notes = 0
-    with report.judging("architectures", what, len(numbers), f"{LIMIT:g}") as judging:
-        for number in numbers:
-            case = draw_case(seed, number)
-            differences = judge_case(case)
-            compared += len(differences)
-            notes += any(each.judge != "autodiff" for each in differences)
-            worst = max(each.relative for each in differences)
-            ok = first_wrong(differences) is None
-            failure = "" if ok else explain(case, seed, number)
-            judging.judged(ok, worst, f"worst {worst:.1e}", failure)
-        judging.note(
-            f"{compared} intermediates compared; {notes} networks also with the literal formulas"
-        )
+LEVELS = {
+    "L2 fractions": ("rules and random networks in exact fractions: equal", "0"),
+    "L3 digits": ("the same at 20 and 40 digits: share of the decades not gained", "0.5"),
+    "L4 bounds": ("the same in float64 with error bounds: difference over bound", "1"),
+    "L4 notes": ("random networks against the notes' literal formulas, with bounds", "1"),
+}
 
 
-def run_compiled(report: Report, *, seed: int, numbers: list[int]) -> None:
-    """Judge these cases compiled by XLA too, in float64 and float32.
+def run(report: Report, *, seed: int, numbers: list[int], seconds: float = 1e9) -> None:
+    """Judge the cases of these numbers, as many as the seconds allow.
 
-    float64 is compared with autodiff's compiled program. In float32 both are compared with the
-    float64 values, pooled over everything: the engine's error may be twice autodiff's at most, or
-    twice a rounding of the whole.
+    Every second one with all intermediates, every fourth smooth one with growing precision.
     """
-    what = "the same by XLA: float64 against autodiff, float32 error over autodiff's"
-    ratios = []
-    with report.judging("compiled", what, 2 * len(numbers), f"{LIMIT:g}") as judging:
+    started, judged, entries = time.perf_counter(), 0, 0
+    with report.working("networks", len(numbers)) as advance:
         for number in numbers:
-            case = draw_case(seed, number, most_layers=4, most_wide=32)
-            failure = f"python -m verify --only compiled --seed {seed} --trial {number}: {case}"
-            exact, manual, auto = _compiled(case, np.float64)
-            differences = compare(manual, auto, "autodiff")
-            worst = max(each.relative for each in differences)
-            wrong = first_wrong(differences)
-            judging.judged(wrong is None, worst, f"worst {worst:.1e}", f"{failure}: {wrong}")
-            _, manual, auto = _compiled(case, np.float32)
-            ours, theirs, floor = (
-                _pooled(manual, exact),
-                _pooled(auto, exact),
-                float(np.finfo(np.float32).eps) / 2 * _pooled(exact, None),
+            if time.perf_counter() - started > seconds:
+                break
+            case = draw_case(seed, number)
+            alone = len(numbers) == 1
+            findings = judge_case(
+                case,
+                every_intermediate=number % 2 == 0 or alone,
+                deep=number % 4 == 1 or alone,
             )
-            ratio = ours / max(theirs, floor)
-            ratios.append(ours / max(theirs, floor))
-            judging.judged(ratio <= 2, 0.0, f"ratio {ratio:.2f}", f"{failure}: float32 {ratio:.2f}")
-        if ratios:
-            judging.note(
-                f"float32 error over autodiff's: median {np.median(ratios):.2f}, "
-                f"largest {max(ratios):.2f}, limit 2"
-            )
-
-
-def _compiled(case: Case, dtype: Any) -> tuple[Any, Any, Any]:
-    """(float64 values on the jaxpr, the engine's compiled, autodiff's compiled)."""
-    problem = case.problem()
-    program, _ = engine.programs(case, problem)
-    exact = program.run(problem, Float64())
-    with jax.enable_x64(dtype == np.float64):
-        cast = engine.dtype_of(problem, dtype)
-        settings = (case.network, case.loss)
-        manual = jax.jit(lambda *args: engine.intermediates(*settings, *args))(*cast)
-        auto = jax.jit(lambda *args: engine.by_autodiff(*settings, *args))(*cast)
-    return exact, manual, auto
-
-
-def _pooled(values: dict[str, Any], origin: dict[str, Any] | None) -> float:
-    """The norm of all intermediates together, or of their distance from the origin's."""
-    total = 0.0
-    for name, each in values.items():
-        apart = np.asarray(each, np.float64)
-        if origin is not None:
-            apart = apart - np.asarray(origin[name], np.float64)
-        total += float(np.sum(np.square(apart)))
-    return float(np.sqrt(total))
+            judged += 1
+            wrong = first_wrong(findings)
+            for name, verdict in findings:
+                entries += verdict.entries if name == "L4 bounds" else 0
+                failure = "" if verdict.ok or wrong is None else explain(case, seed, number)
+                level = report.level(name, *LEVELS[name])
+                level.judged(verdict.ok, verdict.figure, failure, "networks")
+            advance(str(case)[:60])
+    taken = time.perf_counter() - started
+    report.level("L4 bounds", *LEVELS["L4 bounds"]).note(
+        f"{judged} random networks in {taken:.0f} s, {entries} entries of gradients"
+        + ("" if judged == len(numbers) else f"; the budget ended it before {len(numbers)}")
+    )

@@ -30,7 +30,7 @@ Hook = Callable[[tuple[int, ...], core.JaxprEqn, list[Value], Run], list[Value]]
 
 The place of an equation is its index, after those of the equations around it."""
 
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -135,8 +135,8 @@ def _equation(
     equation: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
 ) -> list[Value]:
     name, params = equation.primitive.name, equation.params
-    if name in _CALLS:
-        return _run(params[_CALLS[name]], values, arithmetic, hook, place)
+    if name in CALLS:
+        return _run(params[CALLS[name]], values, arithmetic, hook, place)
     if name == "cond":
         branch = int(arithmetic.decide(values[0]))
         return _run(params["branches"][branch], values[1:], arithmetic, hook, (*place, branch))

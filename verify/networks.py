@@ -87,7 +87,13 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
         return Case(draw_mlp(rng, shape, depth), loss, shape, "mean", (seed, number))
     if rng.random() < 0.15:
         shape = (batch, int(rng.integers(1, 4)), features)
-    network = draw_chain(rng, shape, depth)
+    exact = rng.random() < 0.3  # piecewise polynomial throughout, so that fractions can judge it
+    if exact:
+        depth = min(depth, 4)
+        losses = [spec.draw(rng) for spec in specs.losses() for _ in range(2)]
+        losses = [each for each in losses if specs.of_loss(each).exact(each)]
+        loss = losses[rng.integers(len(losses))]
+    network = draw_chain(rng, shape, depth, exact=exact)
     weighting = str(rng.choice(["mean", "given", "ones"], p=[0.7, 0.2, 0.1]))
     return Case(network, loss, shape, weighting, (seed, number))
 
@@ -99,8 +105,11 @@ def draw_mlp(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
     return mbp.sequential(*layers[:-1], mbp.Dense(layers[-1].features))
 
 
-def draw_chain(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
-    """Layers one after the other, mostly dense ones, at least one of them with parameters."""
+def draw_chain(rng: np.random.Generator, shape: Shape, depth: int, *, exact: bool = False) -> Layer:
+    """Layers one after the other, mostly dense ones, at least one of them with parameters.
+
+    With exact, only layers that are piecewise polynomial.
+    """
     kinds = specs.layers()
     dense = [spec for spec in kinds if spec.layer is mbp.Dense]
     chosen: list[Layer] = []
@@ -109,7 +118,7 @@ def draw_chain(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
         last = len(chosen) == depth - 1
         spec = dense[0] if last or rng.random() < 0.7 else kinds[rng.integers(len(kinds))]
         layer = spec.draw(rng, shape)
-        if layer is None:
+        if layer is None or (exact and not specs.of_layer(layer).exact(layer)):
             continue
         if last and rng.random() < 0.8:
             layer = mbp.Dense(layer.features)  # pyright: ignore[reportAttributeAccessIssue]

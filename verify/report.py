@@ -1,11 +1,12 @@
-"""What the judges found: counted, shown as it grows, and kept for a machine to read."""
+"""What the judges found: counted by rule and level, shown as it grows, kept for machines."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,22 +15,49 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
 @dataclass
-class Row:
-    """One line of the report: what was judged, how often, and the worst that was seen."""
+class Level:
+    """One judge's findings: what was judged, how often, and the worst that was seen."""
 
     name: str
     what: str
-    count: int = 0
-    failures: int = 0
-    worst: float = 0.0
     limit: str = ""
-    seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+    """Judgements for each family of rules; "" for what isn't about one rule."""
+    failures: Counter[str] = field(default_factory=Counter)
+    worst: float = 0.0
     notes: list[str] = field(default_factory=list)
+    reproducers: list[str] = field(default_factory=list)
+
+    def judged(self, ok: bool, worst: float = 0.0, failure: str = "", family: str = "") -> None:
+        """Count one judgement.
+
+        Args:
+            ok: whether it held.
+            worst: the level's figure.
+            failure: the line that reproduces it when it didn't hold.
+            family: of the rule, a row of the matrix.
+        """
+        self.counts[family] += 1
+        self.worst = max(self.worst, float(worst))
+        if not ok:
+            self.failures[family] += 1
+            self.reproducers.append(f"{self.name} FAILED: {failure}")
+
+    def note(self, text: str) -> None:
+        """A line to print under the tables."""
+        self.notes.append(text)
 
 
 class Report:
@@ -42,52 +70,67 @@ class Report:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
         if not self.console.is_terminal:
-            self.console.width = 130
-        self.rows: dict[str, Row] = {}
-        self.failures: list[str] = []
+            self.console.width = 150
+        self.levels: dict[str, Level] = {}
+        self.omitted: dict[tuple[str, str], str] = {}
+        """(family, level) -> why the level doesn't apply."""
+        self.seconds: dict[str, float] = {}
+        """How long each stage of the work took."""
+
+    def level(self, name: str, what: str, limit: str = "") -> Level:
+        """The level of this name, made at the first call.
+
+        Args:
+            name: a column of the matrix.
+            what: it judges, in a few words.
+            limit: what the worst figure is held against, "" where there is no figure.
+        """
+        return self.levels.setdefault(name, Level(name, what, limit))
 
     @contextmanager
-    def judging(self, name: str, what: str, total: int, limit: str = "") -> Iterator[Judging]:
-        """Count and show the work of one judge: `with report.judging(...) as judging: ...`."""
-        row = self.rows.setdefault(name, Row(name, what, limit=limit))
+    def working(self, stage: str, total: int) -> Iterator[Callable[..., None]]:
+        """Show a progress bar: `with report.working(stage, n) as advance: ... advance(note)`."""
         started = time.perf_counter()
         columns = (
-            TextColumn("{task.description:14}"),
+            TextColumn("{task.description:16}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(name, total=total, note="")
-            yield Judging(self, row, lambda note: progress.update(task, advance=1, note=note))
-        row.seconds += time.perf_counter() - started
+            task = progress.add_task(stage, total=total, note="")
+            yield lambda note="": progress.update(task, advance=1, note=note)
+        self.seconds[stage] = self.seconds.get(stage, 0) + time.perf_counter() - started
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for each judgement that didn't hold."""
+        return [line for level in self.levels.values() for line in level.reproducers]
+
+    def omit(self, family: str, level: str, why: str) -> None:
+        """Say that a level doesn't apply to a family, and why."""
+        self.omitted[family, level] = why
 
     def print(self) -> None:
-        """The table, the notes and the failures."""
-        table = Table(title="manual_bp: hand-derived gradients against their judges")
-        for column in ("judge", "what is judged"):
-            table.add_column(column, overflow="fold")
-        for column in ("judged", "failed", "worst", "limit", "seconds"):
-            table.add_column(column, justify="right")
-        for row in self.rows.values():
-            style = "red" if row.failures else None
-            worst = f"{row.worst:.2g}" if row.limit else ""
-            cells = (str(row.count), str(row.failures), worst, row.limit, f"{row.seconds:.1f}")
-            table.add_row(row.name, row.what, *cells, style=style)
-        self.console.print(table)
-        for row in self.rows.values():
-            for note in row.notes:
-                self.console.print(f"{row.name}: {note}", highlight=False, soft_wrap=True)
-        for failure in self.failures:
-            self.console.print(failure, style="red", highlight=False, soft_wrap=True)
+        """The levels, the matrix, the notes and the failures."""
+        self.console.print(self._level_table())
+        if any(family for level in self.levels.values() for family in level.counts):
+            self.console.print(self._matrix())
+        self._lines(sorted({f"{level}: {why}" for (_, level), why in self.omitted.items()}))
+        self._lines(
+            f"{level.name}: {note}" for level in self.levels.values() for note in level.notes
+        )
+        stages = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.seconds.items())
+        self._lines([f"seconds: {stages}"])
+        self._lines(self.failures, style="red")
         verdict = "all held" if self.held else f"{len(self.failures)} failed"
-        judged = sum(row.count for row in self.rows.values())
-        self.console.print(f"{judged} judgements: {verdict}.", highlight=False)
+        self._lines([f"{self.count} judgements: {verdict}."])
 
     def write(self, path: str, **settings: Any) -> None:
-        """The same as JSON, with the machine's and the packages' names."""
-        packages = ("jax", "jaxlib", "optax", "numpy")
+        """The same as JSON, with the names of the machine and the packages."""
+        packages = ("jax", "jaxlib", "optax", "numpy", "mpmath")
         Path(path).write_text(
             json.dumps(
                 {
@@ -97,7 +140,9 @@ class Report:
                     "machine": platform.machine(),
                     "device": jax.devices()[0].platform,
                     "versions": {name: version(name) for name in packages},
-                    "rows": [vars(row) for row in self.rows.values()],
+                    "seconds": self.seconds,
+                    "levels": [vars(level) for level in self.levels.values()],
+                    "omitted": {" ".join(key): why for key, why in self.omitted.items()},
                     "failures": self.failures,
                 },
                 indent=1,
@@ -105,30 +150,53 @@ class Report:
         )
 
     @property
+    def count(self) -> int:
+        """How many judgements there were."""
+        return sum(sum(level.counts.values()) for level in self.levels.values())
+
+    @property
     def held(self) -> bool:
         """Whether something was judged and nothing failed."""
-        return not self.failures and any(row.count for row in self.rows.values())
+        return not self.failures and self.count > 0
 
+    def _level_table(self) -> Table:
+        table = Table(title="manual_bp: hand-derived gradients and their judges")
+        for column in ("level", "what is judged"):
+            table.add_column(column, overflow="fold")
+        for column in ("judged", "failed", "worst", "limit"):
+            table.add_column(column, justify="right")
+        for level in self.levels.values():
+            failed = sum(level.failures.values())
+            table.add_row(
+                level.name,
+                level.what,
+                str(sum(level.counts.values())),
+                str(failed),
+                f"{level.worst:.2g}" if level.limit else "",
+                level.limit,
+                style="red" if failed else None,
+            )
+        return table
 
-class Judging:
-    """The work of one judge while it is going on."""
+    def _matrix(self) -> Table:
+        """Rules against levels: judgements in each cell, in red how many failed."""
+        levels = [level for level in self.levels.values() if any(family for family in level.counts)]
+        families = sorted(
+            {family for level in levels for family in level.counts if family}, key=str.lower
+        )
+        table = Table(title="judgements by rule and level (– where a level doesn't apply)")
+        table.add_column("rule")
+        for level in levels:
+            table.add_column(level.name, justify="right")
+        for family in families:
+            cells = []
+            for level in levels:
+                count, failed = level.counts[family], level.failures[family]
+                shown = str(count) if count else "–"
+                cells.append(f"[red]{failed} of {count}[/red]" if failed else shown)
+            table.add_row(family, *cells)
+        return table
 
-    def __init__(self, report: Report, row: Row, advance: Any) -> None:
-        self.report, self.row, self._advance = report, row, advance
-
-    def judged(self, ok: bool, worst: float = 0.0, note: str = "", failure: str = "") -> None:
-        """Count one judgement; `failure` is the line that reproduces it when it isn't ok."""
-        self.row.count += 1
-        self.row.worst = max(self.row.worst, float(worst))
-        if not ok:
-            self.row.failures += 1
-            self.report.failures.append(f"{self.row.name} FAILED: {failure}")
-        self._advance(note)
-
-    def step(self, note: str = "") -> None:
-        """Show that work goes on, without a judgement."""
-        self._advance(note)
-
-    def note(self, text: str) -> None:
-        """A line to print under the table."""
-        self.row.notes.append(text)
+    def _lines(self, lines: Any, style: str | None = None) -> None:
+        for line in lines:
+            self.console.print(line, style=style, highlight=False, soft_wrap=True, markup=False)

@@ -73,7 +73,9 @@ class LayerSpec:
     shrink: Callable[..., Iterator[Layer]] = lambda layer: iter(())
     """Simpler ones, to find the smallest network that still fails."""
     exact: Callable[..., bool] = lambda layer: False
-    """Whether it is piecewise polynomial: exact in rationals and on the integer lattice."""
+    """Whether it is piecewise polynomial: exact in fractions."""
+    smooth: Callable[..., bool] = lambda layer: True
+    """Whether it has derivatives of all orders: finite differences are for those."""
     edges: tuple[Edge, ...] = ()
     errors: tuple[BadInput, ...] = ()
     omitted: dict[str, str] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class LossSpec:
     notes_target: Callable[..., np.ndarray | None] = lambda loss, y, units: None
     """Y as the notes' dZ[L] = A[L] - Y takes it, (m, n_L); None where that formula doesn't hold."""
     exact: Callable[..., bool] = lambda loss: False
+    smooth: Callable[..., bool] = lambda loss: True
     edges: tuple[Edge, ...] = ()
     errors: tuple[BadInput, ...] = ()
     omitted: dict[str, str] = field(default_factory=dict)

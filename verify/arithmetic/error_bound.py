@@ -8,9 +8,10 @@ primitive adds to e what its inputs' bounds become and what its own rounding may
     dot, sum   the same summed, + γ_n Σ (|a| + e_a)(|b| + e_b),   γ_n = n u / (1 - n u)
     f(a)       e_a sup |f'| over a ± e_a, + 4 ulp |v|
 
-in any order of summation. u = 2⁻⁵³ is the unit roundoff. The one constant that isn't derived is the
-accuracy of the math library, 4 ulp. A comparison of values whose bounds overlap is doubtful: both
-outcomes are possible, and what is selected by it is bounded over both.
+in any order of summation. Where a sum or product comes out exact, as those of small integers do,
+nothing is added: so ties at kinks stay ties. u = 2⁻⁵³ is the unit roundoff. The one constant that
+isn't derived is the accuracy of the math library, 4 ulp. A comparison of values whose bounds
+overlap is doubtful: both outcomes are possible, and what is selected by it is bounded over both.
 
 So two programs for the same function agree within the sum of their bounds, always; and one that is
 wrong by more than its rounding is seen.
@@ -61,11 +62,40 @@ def _rounded(value: Any, bound: Any, roundings: float = 1) -> Bounded:
 
 
 def _add(params: Any, a: Bounded, b: Bounded) -> Bounded:
-    return _rounded(a.value + b.value, a.bound + b.bound)
+    value = a.value + b.value
+    # What rounding took away, itself exact (Knuth's TwoSum).
+    other = value - a.value
+    lost = (a.value - (value - other)) + (b.value - other)
+    return Bounded(value, a.bound + b.bound + np.abs(lost))
 
 
 def _sub(params: Any, a: Bounded, b: Bounded) -> Bounded:
-    return _rounded(a.value - b.value, a.bound + b.bound)
+    return _add(params, a, Bounded(-b.value, b.bound))
+
+
+def _grid(values: np.ndarray) -> float:
+    """The largest exponent g such that every value is a multiple of 2^g; infinite for zeros."""
+    mantissa, exponent = np.frexp(values[values != 0])
+    if mantissa.size == 0:
+        return np.inf
+    if not np.isfinite(mantissa).all():
+        return -np.inf
+    whole = np.abs(mantissa * 2.0**53).astype(np.int64)
+    lowest = np.log2((whole & -whole).astype(np.float64))
+    return float((exponent - 53 + lowest).min())
+
+
+def _is_exact(size: np.ndarray, *factors: Bounded) -> bool:
+    """Whether sums of products of these are exact in any order: few bits, no bounds.
+
+    Args:
+        size: the sums of the products' absolute values.
+        *factors: what is multiplied and summed.
+    """
+    if any(each.bound.any() for each in factors):
+        return False
+    grid = sum(_grid(each.value) for each in factors)
+    return bool(grid == np.inf or np.max(size, initial=0) <= 2.0 ** min(53 + grid, 1000))
 
 
 def _product_bound(a: Bounded, b: Bounded, times: Any = np.multiply) -> Any:
@@ -75,13 +105,19 @@ def _product_bound(a: Bounded, b: Bounded, times: Any = np.multiply) -> Any:
 
 
 def _mul(params: Any, a: Bounded, b: Bounded) -> Bounded:
-    return _rounded(a.value * b.value, _product_bound(a, b))
+    value = a.value * b.value
+    if np.size(value) and _is_exact(np.abs(value), a, b):
+        return Bounded(value, np.zeros(value.shape))
+    return _rounded(value, _product_bound(a, b))
 
 
 def _div(params: Any, a: Bounded, b: Bounded) -> Bounded:
     value = a.value / b.value
     distance = np.abs(b.value) - b.bound
     spread = (a.bound + np.abs(value) * b.bound) / np.where(distance > 0, distance, 1)
+    powers = np.abs(np.frexp(b.value)[0]) == 0.5
+    if powers.all() and not b.bound.any():  # by a power of two: exact
+        return Bounded(value, spread)
     return _rounded(value, np.where(distance > 0, spread, np.inf))
 
 
@@ -92,6 +128,8 @@ def _dot(params: Any, a: Bounded, b: Bounded) -> Bounded:
         return contract(params, x, y)
 
     size = times(np.abs(a.value) + a.bound, np.abs(b.value) + b.bound)
+    if _is_exact(size, a, b):
+        return Bounded(times(a.value, b.value), np.zeros(size.shape))
     bound = _product_bound(a, b, times) + gamma(count) * size + count * SMALLEST
     return Bounded(times(a.value, b.value), bound)
 
@@ -100,6 +138,8 @@ def _sum(params: Any, a: Bounded) -> Bounded:
     axes = tuple(params["axes"])
     count = math.prod(a.value.shape[axis] for axis in axes)
     size = (np.abs(a.value) + a.bound).sum(axes)
+    if _is_exact(size, a):
+        return Bounded(a.value.sum(axes), np.zeros(np.shape(size)))
     return Bounded(a.value.sum(axes), a.bound.sum(axes) + gamma(max(count - 1, 0)) * size)
 
 
@@ -224,9 +264,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "clamp": lambda params, low, a, high: Bounded(
         np.clip(a.value, low.value, high.value), a.bound + low.bound + high.bound
     ),
-    "square": lambda params, a: _rounded(
-        a.value * a.value, (2 * np.abs(a.value) + a.bound) * a.bound
-    ),
+    "square": lambda params, a: _mul(params, a, a),
     "integer_pow": _integer_pow,
     "pow": _pow,
     "sqrt": _sqrt,

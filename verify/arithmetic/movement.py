@@ -91,6 +91,8 @@ MOVEMENT = {
     "expand_dims": lambda params, a: np.expand_dims(a, params["dimensions"]),
     "concatenate": lambda params, *each: np.concatenate(each, axis=params["dimension"]),
     "tile": lambda params, a: np.tile(a, params["reps"]),
+    "stack": lambda params, *each: np.stack(each, axis=params["axis"]),
+    "unstack": lambda params, a: list(np.moveaxis(a, params["axis"], 0)),
     "rev": lambda params, a: np.flip(a, params["dimensions"]),
     "pad": _pad,
     "slice": _slice,

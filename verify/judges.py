@@ -1,0 +1,174 @@
+"""The judges that need no tolerance: exact fractions, growing precision, error bounds.
+
+Each takes a rule and drawn arguments and returns a verdict: whether the two programs agree, by how
+much they may differ, and the first result that doesn't agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from verify.arithmetic import Arithmetic
+from verify.arithmetic.error_bound import Bounded, Doubtful, ErrorBound
+from verify.arithmetic.multiprecision import Multiprecision
+from verify.arithmetic.rational import Rational
+from verify.engine import in_order_of_computation
+from verify.rules import Rule
+
+
+class Verdict(NamedTuple):
+    """What a judge says of one rule at one draw."""
+
+    ok: bool
+    figure: float
+    """The judge's own measure: see each."""
+    entries: int
+    """How many entries of gradients were compared; forward values come on top."""
+    first_wrong: str = ""
+    """The first result, in the order of computation, that doesn't agree."""
+    why: str = ""
+
+
+RATIONAL = Rational()
+BOUNDS = ErrorBound()
+
+
+def rational(rule: Rule, args: tuple[Any, ...]) -> Verdict:
+    """L2: both programs over exact fractions; they must be equal. The figure is 0 or infinite."""
+    manual, autodiff = _run(rule, args, RATIONAL)
+
+    def differ(ours: Any, theirs: Any) -> Any:
+        return np.asarray(np.not_equal(ours, theirs), bool)
+
+    wrong, entries = _first_difference(manual, autodiff, differ)
+    return Verdict(not wrong, np.inf if wrong else 0, entries, wrong, "not equal as fractions")
+
+
+def digits(rule: Rule, args: tuple[Any, ...], precisions: tuple[int, ...] = (20, 40)) -> Verdict:
+    """L3: both programs at growing precision; their difference must shrink with it.
+
+    Of each result the largest difference relative to its largest entry is taken. From d to d'
+    digits it must lose at least half of the d' - d decades: right formulas lose all of them, wrong
+    ones none. The figure is the largest share of the decades that was not lost.
+    """
+    differences = [_differences(rule, args, Multiprecision(each)) for each in precisions]
+    entries = sum(count for _, count in differences[0].values())
+    wrong, worst = "", 0.0
+    for name in in_order_of_computation(list(differences[0])):
+        sizes = [each[name][0] for each in differences]
+        gained = precisions[-1] - precisions[0]
+        if sizes[-1] == 0:
+            continue
+        # A difference below the first precision's unit may be 0 there by luck.
+        first = max(sizes[0], 10.0 ** -precisions[0])
+        lost = np.log10(first) - np.log10(sizes[-1]) if np.isfinite(sizes).all() else -np.inf
+        kept = 1 - float(lost) / gained
+        worst = max(worst, kept)
+        if kept > 0.5 and not wrong:
+            wrong = name
+    return Verdict(not wrong, worst, entries, wrong, "the difference doesn't shrink with precision")
+
+
+def bounds(rule: Rule, args: tuple[Any, ...]) -> Verdict:
+    """L4: both programs in float64 with error bounds; they must agree within the bounds' sum.
+
+    The figure is the largest difference as a share of what is allowed.
+    """
+    manual, autodiff = _run(rule, args, BOUNDS)
+    return within_bounds(manual, autodiff)
+
+
+def within_bounds(manual: Mapping[str, Any], autodiff: Mapping[str, Any]) -> Verdict:
+    """The comparison of L4, for results already computed with bounds."""
+    wrong, why, worst, entries = "", "", 0.0, 0
+    for name in _in_order(manual, autodiff):
+        if name not in manual or name not in autodiff:
+            return Verdict(False, np.inf, entries, name, "is missing on one side")
+        ours, theirs = _as_bounded(manual[name]), _as_bounded(autodiff[name])
+        if ours.value.shape != theirs.value.shape:
+            return Verdict(
+                False, np.inf, entries, name, f"{ours.value.shape} against {theirs.value.shape}"
+            )
+        entries += ours.value.size if is_gradient(name) else 0
+        apart, allowed = np.abs(ours.value - theirs.value), ours.bound + theirs.bound
+        finite = np.isfinite(apart).all() and np.isfinite(allowed).all()
+        share = np.where(allowed > 0, apart / np.where(allowed > 0, allowed, 1), 0)
+        worst = max(worst, float(share.max(initial=0))) if finite else np.inf
+        if not (finite and (apart <= allowed).all()) and not wrong:
+            wrong = name
+            why = (
+                "differs by more than rounding may"
+                if finite
+                else "is not finite, or its bound isn't"
+            )
+    return Verdict(not wrong, worst, entries, wrong, why)
+
+
+def is_gradient(name: str) -> bool:
+    """Whether a result of this name is a gradient: "dW1", "grads db2", not "Z1" or "J"."""
+    return name.startswith(("d", "grads "))
+
+
+def tightness(results: Mapping[str, Any]) -> list[float]:
+    """The bound of each result relative to its largest entry: how much L4 lets pass."""
+    shares = []
+    for value in results.values():
+        bounded = _as_bounded(value)
+        size = np.abs(bounded.value).max(initial=0)
+        if size > 0:
+            shares.append(float(bounded.bound.max() / size))
+    return shares
+
+
+def _as_bounded(value: Any) -> Bounded:
+    if isinstance(value, Bounded):
+        return value
+    if isinstance(value, Doubtful):
+        return Bounded(value.value.astype(np.float64), value.doubt.astype(np.float64))
+    return Bounded(np.asarray(value, np.float64), np.zeros(np.shape(value)))
+
+
+def _run(rule: Rule, args: tuple[Any, ...], arithmetic: Arithmetic) -> tuple[Any, Any]:
+    manual, autodiff = rule.programs(args)
+    return manual.run(args, arithmetic), autodiff.run(args, arithmetic)
+
+
+def _differences(
+    rule: Rule, args: tuple[Any, ...], arithmetic: Multiprecision
+) -> dict[str, tuple[float, int]]:
+    manual, autodiff = _run(rule, args, arithmetic)
+    found = {}
+    for name in _in_order(manual, autodiff):
+        if name not in manual or name not in autodiff:
+            found[name] = (np.inf, 0)
+            continue
+        ours, theirs = np.asarray(manual[name]), np.asarray(autodiff[name])
+        if ours.shape != theirs.shape:
+            found[name] = (np.inf, 0)
+            continue
+        apart = max((abs(each) for each in np.ravel(ours - theirs)), default=0)
+        size = max((abs(each) for each in np.ravel(theirs)), default=0)
+        count = ours.size if is_gradient(name) else 0
+        found[name] = (float(apart / size) if size else float(apart), count)
+    return found
+
+
+def _first_difference(
+    manual: Mapping[str, Any], autodiff: Mapping[str, Any], differ: Any
+) -> tuple[str, int]:
+    entries = 0
+    for name in _in_order(manual, autodiff):
+        if name not in manual or name not in autodiff:
+            return name, entries
+        ours, theirs = np.asarray(manual[name]), np.asarray(autodiff[name])
+        if ours.shape != theirs.shape or differ(ours, theirs).any():
+            return name, entries
+        entries += ours.size if is_gradient(name) else 0
+    return "", entries
+
+
+def _in_order(manual: Mapping[str, Any], autodiff: Mapping[str, Any]) -> list[str]:
+    return in_order_of_computation(sorted(set(manual) | set(autodiff)))

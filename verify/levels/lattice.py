@@ -1,0 +1,101 @@
+"""L1: compiled by XLA, in float32, on small integers: equal to jax.grad to the last bit.
+
+Every product and sum of small integers is exact in float32, and so is the mean over a batch that is
+a power of two, in any order of operations. So whatever XLA fuses or reorders, both must give the
+same bits, kinks and ties included. Compiling is what costs: many draws for each program.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from verify import rules, specs
+from verify.arithmetic.rational import Rational
+from verify.networks import Case, draw_chain
+from verify.report import Report
+from verify.rules import Rule, generator
+
+LARGEST = 2**20
+"""Largest multiple of the last bit that may occur: float32 holds up to 2²⁴, sums need room."""
+
+
+def networks(count: int, seed: int) -> list[Rule]:
+    """Small piecewise-polynomial networks whose numbers stay exact, each loss among them."""
+    losses = [spec.draw(generator(seed)) for spec in specs.losses()]
+    losses = [loss for loss in losses if specs.of_loss(loss).exact(loss)]
+    found: list[Rule] = []
+    for number in range(100 * count):
+        if len(found) == count:
+            break
+        rng = generator(seed, number)
+        shape = (int(rng.choice([1, 2, 4, 8])), int(rng.integers(1, 5)))
+        network = draw_chain(rng, shape, int(rng.integers(1, 4)), exact=True)
+        case = Case(network, losses[len(found) % len(losses)], shape, seed=(seed, number))
+        rule = rules.of_case(case)
+        if is_exact_in_float32(rule, rule.draw(generator(seed), "lattice")):
+            found.append(rule)
+    return found
+
+
+def is_exact_in_float32(rule: Rule, args: tuple[Any, ...]) -> bool:
+    """Whether every number on the way, in both programs, is a small multiple of a power of two."""
+    exact = True
+
+    def watch(place: Any, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
+        nonlocal exact
+        outputs = run(*inputs)
+        for value in outputs:
+            if isinstance(value, np.ndarray) and value.dtype == object:
+                exact = exact and all(map(_fits, value.ravel()))
+        return outputs
+
+    for program in rule.programs(args):
+        program.run(args, Rational(), watch)
+    return exact
+
+
+def _fits(number: Any) -> bool:
+    if not isinstance(number, Fraction):
+        return False
+    power_of_two = number.denominator & (number.denominator - 1) == 0
+    return power_of_two and abs(number.numerator) <= LARGEST
+
+
+def differing(rule: Rule, draws: int, seed: int) -> tuple[int, int]:
+    """(draws in which a bit differs, entries compared), over compiled programs."""
+    manual, autodiff = jax.jit(rule.manual), jax.jit(rule.autodiff)
+    wrong = entries = 0
+    for draw in range(draws):
+        args = jax.tree.map(_as_float32, rule.draw(generator(seed, draw), "lattice"))
+        ours, theirs = manual(*args), autodiff(*args)
+        same = True
+        for name in theirs:
+            one, other = np.asarray(ours[name]), np.asarray(theirs[name])
+            entries += other.size
+            # -0 and +0 are the same number; NaN on both sides would be no evidence.
+            same &= bool(np.array_equal(one, other))
+        wrong += not same
+    return wrong, entries
+
+
+def run(report: Report, *, seed: int, programs: int, draws: int) -> None:
+    """Compile this many networks and judge each on this many draws."""
+    level = report.level("L1 lattice", "compiled float32 on integers: bits that differ", "0")
+    total = 0
+    with report.working("lattice", programs) as advance:
+        for rule in networks(programs, seed):
+            wrong, entries = differing(rule, draws, seed)
+            total += entries
+            for draw in range(draws):
+                level.judged(draw >= wrong, float(wrong > 0), f"{rule}, seed {seed}", "networks")
+            advance(rule.name[:60])
+    level.note(f"{programs} compiled networks, {programs * draws} draws, {total} entries compared")
+
+
+def _as_float32(leaf: Any) -> Any:
+    return jnp.asarray(leaf, jnp.float32) if leaf.dtype.kind == "f" else jnp.asarray(leaf)

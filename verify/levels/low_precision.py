@@ -1,0 +1,143 @@
+"""L5: compiled in float32, bfloat16 and float16, the error beside autodiff's.
+
+Both programs are compared with float64 on the same inputs, inputs that the low precision holds. The
+errors are pooled over the whole gradient (their L2 norm): entry by entry the ratio of two roundings
+is noise. The engine's may be twice autodiff's at most, or twice a rounding of the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from verify.arithmetic.numpy import Float64
+from verify.judges import Verdict, is_gradient
+from verify.report import Report
+from verify.rules import Rule, generator
+
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+class Ratio(NamedTuple):
+    """The pooled error of a gradient over autodiff's, and both."""
+
+    rule: Rule
+    dtype: str
+    ratio: float
+    manual: float
+    autodiff: float
+
+
+def ratios(rules: list[Rule], dtype: Any, seed: int = 0, draws: int = 1) -> list[Ratio]:
+    """The ratio for each rule; all are compiled together, since compiling is what costs."""
+    drawn = [
+        [
+            jax.tree.map(
+                lambda leaf: _rounded(leaf, dtype), rule.draw(generator(seed, n), "normal")
+            )
+            for n in range(draws)
+        ]
+        for rule in rules
+    ]
+
+    def every(which: str) -> Any:
+        functions = [getattr(rule, which) for rule in rules]
+        return jax.jit(
+            lambda arguments: [
+                [function(*each) for each in several]
+                for function, several in zip(functions, arguments, strict=True)
+            ]
+        )
+
+    manual, autodiff = every("manual")(drawn), every("autodiff")(drawn)
+    unit = float(jnp.finfo(dtype).eps) / 2
+    found = []
+    for rule, several, ours, theirs in zip(rules, drawn, manual, autodiff, strict=True):
+        errors, size = np.zeros(2), 0.0
+        for args, one, other in zip(several, ours, theirs, strict=True):
+            wide = jax.tree.map(_widened, args)
+            exact = rule.programs(wide)[1].run(wide, Float64())
+            errors += [_pooled(one, exact), _pooled(other, exact)]
+            size += _pooled(exact, None)
+        ours_error, theirs_error = np.sqrt(errors)
+        floor = unit * np.sqrt(size)
+        ratio = ours_error / max(theirs_error, floor)
+        # Where autodiff gives NaN, a finite error of ours is no worse.
+        ratio = 0.0 if not np.isfinite(theirs_error) and np.isfinite(ours_error) else ratio
+        found.append(Ratio(rule, jnp.dtype(dtype).name, float(ratio), ours_error, theirs_error))
+    return found
+
+
+def against_float64(rule: Rule, args: Any) -> Verdict:
+    """The rule in float32 beside autodiff in float32, both against autodiff compiled in float64.
+
+    For programs that no arithmetic of `verify.arithmetic` can run. The figure is the pooled ratio.
+    """
+    narrow = jax.tree.map(lambda leaf: _rounded(leaf, jnp.float32), args)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(_widened(leaf)), narrow)
+        exact = jax.jit(rule.autodiff)(*wide)
+        manual_wide = jax.jit(rule.manual)(*wide)
+    ours, theirs = jax.jit(rule.manual)(*narrow), jax.jit(rule.autodiff)(*narrow)
+    for name in exact:
+        if name not in ours or ours[name].shape != exact[name].shape:
+            return Verdict(False, np.inf, 0, name, "has another shape or is missing")
+    unit = float(jnp.finfo(jnp.float32).eps) / 2
+    worst, wrong, entries = 0.0, "", 0
+    for name, each in exact.items():
+        floor = unit * np.sqrt(_pooled({name: each}, None, every=True))
+        error = np.sqrt(_pooled({name: theirs[name]}, exact, every=True))
+        found = max(
+            np.sqrt(_pooled({name: ours[name]}, exact, every=True)),
+            np.sqrt(_pooled({name: manual_wide[name]}, exact, every=True)),
+        )
+        ratio = float(found / max(error, floor)) if found else 0.0
+        entries += each.size if is_gradient(name) else 0
+        worst = max(worst, ratio)
+        wrong = wrong or (name if not ratio <= 2 else "")
+    return Verdict(not wrong, worst, entries, wrong, "errs more than twice as much as autodiff")
+
+
+def run(report: Report, rules: list[Rule], *, seed: int = 0, draws: int = 4) -> None:
+    """Judge every rule in every dtype."""
+    limit, what = "2", "compiled in low precision: pooled error over autodiff's"
+    level = report.level("L5 precision", what, limit)
+    with report.working("low precision", len(DTYPES)) as advance:
+        for dtype in DTYPES:
+            found = ratios(rules, dtype, seed, draws)
+            for each in found:
+                failure = f"{each.rule} in {each.dtype}: {each.ratio:.2f}"
+                level.judged(each.ratio <= 2, each.ratio, failure, each.rule.family)
+            values = np.array(
+                [each.ratio for each in found if each.manual > 0 or each.autodiff > 0]
+            )
+            positive = np.maximum(values, 1e-3)
+            level.note(
+                f"{jnp.dtype(dtype).name}: {len(values)} ratios, median {np.median(values):.2f}, "
+                f"geometric mean {np.exp(np.mean(np.log(positive))):.2f}, "
+                f"largest {values.max():.2f}"
+            )
+            advance(jnp.dtype(dtype).name)
+
+
+def _rounded(leaf: Any, dtype: Any) -> Any:
+    return jnp.asarray(leaf).astype(dtype) if leaf.dtype.kind == "f" else jnp.asarray(leaf)
+
+
+def _widened(leaf: Any) -> np.ndarray:
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return np.asarray(leaf, np.float64) if floating else np.asarray(leaf)
+
+
+def _pooled(values: Any, exact: Any, every: bool = False) -> float:
+    total = 0.0
+    for name, each in values.items():
+        if every or is_gradient(name):
+            apart = np.asarray(each, np.float64)
+            if exact is not None:
+                apart = apart - np.asarray(exact[name], np.float64)
+            total += float(np.sum(np.square(apart)))
+    return total

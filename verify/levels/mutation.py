@@ -1,0 +1,128 @@
+"""L7: every rule's mutants, and whole networks', killed or shown to compute the same function."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+import manual_bp as mbp
+from verify import rules
+from verify.arithmetic.numpy import Float64
+from verify.mutants import EQUIVALENT, KILLING_DRAWS, Bench, Mutant, Outcome
+from verify.networks import Case
+from verify.other_checkers import passes_allclose, passes_check_grads
+from verify.report import Report
+from verify.rules import Rule
+
+WHOLE = (
+    Case(mbp.mlp([3, 4, 2]), mbp.SoftmaxCrossEntropy(), (4, 3), seed=(21,)),
+    Case(mbp.mlp([3, 3, 3], hidden=mbp.tanh), mbp.SquaredError(), (3, 3), seed=(22,)),
+    Case(
+        mbp.sequential(mbp.skip(mbp.Dense(3, mbp.silu)), mbp.Dense(2)),
+        mbp.SigmoidBinaryCrossEntropy(),
+        (2, 2, 3),
+        "given",
+        seed=(23,),
+    ),
+    Case(mbp.mlp([4, 3, 2]), mbp.SquaredError(), (2048, 4), seed=(24,)),
+    Case(mbp.mlp([3, 2], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), (2048, 3), seed=(25,)),
+)
+"""Networks whose programs are mutated whole, at a small batch and at m = 2048."""
+
+
+def chosen(per_rule: int, seed: int) -> list[tuple[Rule, Bench, list[Mutant]]]:
+    """The mutants of every family: all kinds of change, up to a number for each rule."""
+    every = rules.of_specs()
+    first = {rule.family: rule for rule in reversed(every)}  # the first sample of each family
+    second = {rule.family: rule for rule in every if rule is not first[rule.family]}
+    picked = [*first.values(), *second.values()]
+    picked += [rules.of_case(case, every_intermediate=False) for case in WHOLE]
+    found = []
+    for rule in picked:
+        bench = Bench(rule)
+        found.append((rule, bench, _sample(bench.mutants(), per_rule, seed)))
+    return found
+
+
+def _sample(mutants: list[Mutant], most: int, seed: int) -> list[Mutant]:
+    """At most so many, chosen at random but with each primitive among them."""
+    if len(mutants) <= most:
+        return mutants
+    order = rules.generator(seed).permutation(len(mutants))
+    first_of = {mutants[index].primitive: int(index) for index in reversed(order)}
+    kept = list(dict.fromkeys([*first_of.values(), *map(int, order)]))[:most]
+    return [mutants[index] for index in sorted(kept)]
+
+
+def run(
+    report: Report, *, seed: int, per_rule: int, seconds: float = 1e9, compare_every: int = 4
+) -> None:
+    """Judge mutants of every rule, and let other people's checkers judge the same ones.
+
+    Args:
+        report: where to.
+        seed: of the choice of mutants.
+        per_rule: how many at most for each rule.
+        seconds: to stop after.
+        compare_every: how many killed mutants to each that others judge too.
+    """
+    level = report.level("L7 mutants", "rules broken on purpose: failed is what wasn't killed")
+    started = time.perf_counter()
+    classes: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    killed = 0
+    work = chosen(per_rule, seed)
+    with report.working("mutants", sum(len(mutants) for _, _, mutants in work)) as advance:
+        for rule, bench, mutants in work:
+            for mutant in mutants:
+                if time.perf_counter() - started > seconds:
+                    break
+                outcome = bench.judge(mutant)
+                classes[outcome.equivalent] += 1
+                held = outcome.killed or outcome.equivalent in EQUIVALENT
+                level.judged(held, failure=_line(rule, outcome), family=rule.family)
+                killed += outcome.killed
+                if outcome.killed and killed % compare_every == 0:
+                    _compare(others, rule, mutant)
+                advance(f"{rule.name[:30]}: {mutant.primitive} {mutant.kind}")
+    level.note(f"{killed} mutants killed of {killed + level.failures.total()} not equivalent")
+    for name, count in sorted(classes.items()):
+        if name in EQUIVALENT:
+            level.note(f"{count} compute the same function, {name}: {EQUIVALENT[name].reason}")
+    if others["allclose of"]:
+        level.note(
+            "the same mutants under other people's checkers: allclose to 1e-5 kills "
+            f"{others['allclose killed']} of {others['allclose of']}, jax.test_util.check_vjp in "
+            f"float32 {others['check_vjp killed']} of {others['check_vjp of']}"
+        )
+
+
+def _line(rule: Rule, outcome: Outcome) -> str:
+    why = outcome.why or "computes the same function and no class lists it"
+    return f"{rule}: {outcome.mutant}: {why}"
+
+
+def _compare(others: Counter[str], rule: Rule, mutant: Mutant) -> None:
+    """What allclose and check_vjp make of a mutant that the bounds kill."""
+    kind, seed = KILLING_DRAWS[0]
+    args = rule.draw(rules.generator(seed), kind)
+    manual, autodiff = rule.programs(args)
+    arithmetic = Float64()
+
+    def results(args: tuple) -> dict[str, np.ndarray]:
+        return mutant.run(manual, args, arithmetic)
+
+    checkers: dict[str, Any] = {
+        "allclose": lambda: passes_allclose(results(args), autodiff.run(args, arithmetic))
+    }
+    if rule.cotangent is not None:
+        checkers["check_vjp"] = lambda: passes_check_grads(rule, results, args)
+    for name, passes in checkers.items():
+        others[f"{name} of"] += 1
+        try:
+            others[f"{name} killed"] += not passes()
+        except (ArithmeticError, ValueError, TypeError):
+            others[f"{name} killed"] += 1  # it doesn't even run

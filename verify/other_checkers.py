@@ -1,0 +1,142 @@
+"""How others check a gradient, with thresholds of their own, finite differences among them.
+
+This is the one file in which a gradient is held against a tolerance that somebody chose. None of it
+decides whether our gradients are right, but for the finite differences, which are the one judge
+that knows no derivative rule at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.test_util
+import numpy as np
+
+import manual_bp as mbp
+from manual_bp.layer import Combinator, Layer
+from verify import reference, specs
+from verify.arithmetic.numpy import Float64
+from verify.interpreter import trace
+from verify.networks import Case, draw_case
+from verify.report import Report
+from verify.rules import Rule
+
+LIMIT = 1e-7
+"""Of a difference quotient's distance from the gradient's projection, in norms of the gradient."""
+STEPS = (1e-3, 1e-4, 1e-5, 1e-6)
+
+
+# --- finite differences ---------------------------------------------------------------------
+
+
+def is_smooth(thing: Any) -> bool:
+    """Whether a network or loss has no kink, which a third derivative would not survive."""
+    if isinstance(thing, Combinator):
+        return all(map(is_smooth, thing.children))
+    if isinstance(thing, mbp.Dense):
+        return is_smooth(thing.activation)
+    spec = specs.of_layer(thing) if isinstance(thing, Layer) else specs.of_loss(thing)
+    return spec.smooth(thing)
+
+
+def difference_quotient(case: Case) -> float:
+    """The distance of the difference quotient from ∂J/∂θ · d, in norms of the gradient.
+
+    (J(θ + h d) - J(θ - h d)) / 2h is ∂J/∂θ · d but for h² times a third derivative and u/h for
+    rounding: a V over h, whose bottom is near h = u^(1/3). The best of several h is taken.
+    """
+    problem = case.problem()
+    network, loss = case.network, case.loss
+    grads = trace(
+        lambda p, x, y, w: mbp.manual_grads(p, x, y, network=network, loss=loss, weights=w),
+        *problem,
+    ).run(problem, Float64())
+    value = trace(
+        lambda p, x, y, w: reference.objective(
+            network, loss, p, x, y, w, lambda name, value: value
+        )[0],
+        *problem,
+    )
+    rng = np.random.default_rng(case.seed)
+    direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), problem.params)
+    leaves = jax.tree.leaves(grads)
+    projected = sum(
+        float(np.sum(g * d)) for g, d in zip(leaves, jax.tree.leaves(direction), strict=True)
+    )
+    size = np.sqrt(sum(float(np.sum(g * g)) for g in leaves))
+
+    def at(step: float) -> float:
+        moved = jax.tree.map(lambda p, d: p + step * d, problem.params, direction)
+        return float(value.run(problem._replace(params=moved), Float64()))
+
+    quotients = [(at(step) - at(-step)) / (2 * step) for step in STEPS]
+    return min(abs(each - projected) for each in quotients) / max(size, 1e-30)
+
+
+def run(report: Report, *, seed: int, trials: int) -> None:
+    """Finite differences on the first cases that are smooth."""
+    what = "finite differences in float64 on smooth random networks"
+    level = report.level("differences", what, f"{LIMIT:g}")
+    judged = number = 0
+    with report.working("differences", trials) as advance:
+        while judged < trials:
+            case = draw_case(seed, number, most_layers=4, most_wide=32)
+            number += 1
+            if not (is_smooth(case.network) and is_smooth(case.loss)):
+                continue
+            judged += 1
+            apart = difference_quotient(case)
+            failure = f"{case}: off by {apart:.2g} of the gradient's norm (case {number - 1})"
+            level.judged(apart <= LIMIT, apart, failure, "networks")
+            advance(str(case)[:60])
+
+
+# --- what other people's checkers make of a wrong gradient ----------------------------------
+
+Results = dict[str, Any]
+
+
+def passes_allclose(results: Results, right: Results) -> bool:
+    """np.allclose with rtol = atol = 1e-5, result by result."""
+    return all(np.allclose(results[name], right[name], rtol=1e-5, atol=1e-5) for name in right)
+
+
+def passes_check_grads(rule: Rule, run: Callable[[tuple[Any, ...]], Results], args: Any) -> bool:
+    """jax.test_util.check_vjp with its default step and tolerance, in float32.
+
+    Args:
+        rule: of a layer or a loss, whose first result is the function's value.
+        run: the program to check, from arguments to results.
+        args: where to check it.
+    """
+    place = rule.cotangent
+    assert place is not None
+    free, fixed = args[: rule.differentiated], args[rule.differentiated : place]
+    structure = jax.tree.structure(free)
+    output, *gradients = rule.names(*args)
+
+    def narrow(value: Any) -> np.ndarray:
+        return np.asarray(value, np.float32)
+
+    def results(primals: Any, cotangent: Any) -> Results:
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (primals, cotangent))
+        return run((*wide[0], *fixed, wide[1], *args[place + 1 :]))
+
+    def value(*primals: Any) -> np.ndarray:
+        return narrow(results(primals, args[place])[output])
+
+    def value_and_vjp(*primals: Any) -> Any:
+        def pull(cotangent: Any) -> Any:
+            found = results(primals, cotangent)
+            return jax.tree.unflatten(structure, [narrow(found[name]) for name in gradients])
+
+        return value(*primals), pull
+
+    primals = jax.tree.map(narrow, free)
+    try:
+        jax.test_util.check_vjp(value, value_and_vjp, primals)
+    except AssertionError:
+        return False
+    return True

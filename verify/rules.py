@@ -1,0 +1,225 @@
+"""A rule: a hand-derived gradient and autodiff's, as two functions of the same arguments.
+
+Every judge takes a rule and knows no more of it: whether it came from a layer's spec, a loss's, a
+random network or somebody's own code.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import manual_bp as mbp
+from manual_bp.layer import Layer, Loss
+from verify import engine, reference, specs
+from verify.interpreter import Program, trace
+from verify.networks import Case, Shape, draw_params, prediction_shape
+from verify.specification import LayerSpec, LossSpec
+
+Outputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A hand-derived gradient beside autodiff's."""
+
+    name: str
+    family: str
+    """The row of the report: the layer's or loss's name."""
+    manual: Callable[..., Outputs]
+    """manual(*args) -> its results by name, gradients among them."""
+    autodiff: Callable[..., Outputs]
+    """The same results by jax.grad."""
+    draw: Callable[[np.random.Generator, str], tuple[Any, ...]]
+    """draw(rng, kind) -> args in float64; kind is one of KINDS."""
+    exact: bool = False
+    """Piecewise polynomial: exact in rationals and on the integer lattice."""
+    cotangent: int | None = None
+    """The argument in which the gradients are linear."""
+    differentiated: int = 0
+    """How many of the first arguments the gradients are for, where there is a cotangent."""
+    names: Callable[..., list[str]] = lambda *args: []
+    """names(*args): the function's value, then the gradients in the order of those arguments."""
+    omitted: dict[str, str] = field(default_factory=dict)
+    _traced: dict[Any, tuple[Program, Program]] = field(default_factory=dict, repr=False)
+
+    def programs(self, args: tuple[Any, ...]) -> tuple[Program, Program]:
+        """The hand-derived gradient and autodiff's, traced once for each set of shapes."""
+        leaves, structure = jax.tree.flatten(args)
+        key = (structure, tuple((np.shape(leaf), leaf.dtype) for leaf in leaves))
+        if key not in self._traced:
+            self._traced[key] = (trace(self.manual, *args), trace(self.autodiff, *args))
+        return self._traced[key]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+KINDS = ("normal", "lattice", "ties", "large")
+"""How arguments are drawn: normal; small integers; multiples of ½, so that kinks are met and
+maxima tie; ten times as large, so that activations saturate."""
+
+
+def generator(*seed: int) -> np.random.Generator:
+    """A random generator that follows from these numbers alone."""
+    return np.random.default_rng(seed)
+
+
+def numbers(rng: np.random.Generator, kind: str, shape: Shape) -> np.ndarray:
+    """An array of random numbers of this kind."""
+    if kind == "lattice":
+        return rng.integers(-2, 3, size=shape).astype(np.float64)
+    if kind == "ties":
+        return rng.integers(-6, 7, size=shape) / 2
+    return rng.normal(size=shape) * (10 if kind == "large" else 1)
+
+
+def params_of_kind(rng: np.random.Generator, kind: str, network: Layer, x: Any) -> Any:
+    """Random parameters: those of `draw_params`, or numbers on the lattice."""
+    params = draw_params(rng, network, x)
+    if kind in ("normal", "large"):
+        return params
+    return jax.tree.map(lambda leaf: numbers(rng, "lattice", leaf.shape), params)
+
+
+def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
+    """The rule of a layer by itself: out, dparams and dx for a random dout."""
+    spec = spec or specs.of_layer(layer)
+
+    def manual(params: Any, x: Any, dout: Any) -> Outputs:
+        out, residuals = layer.forward(params, x)
+        dparams, dx = layer.backward(params, residuals, dout)
+        return {"out": out, **flat("d", dparams), "dx": dx}
+
+    def autodiff(params: Any, x: Any, dout: Any) -> Outputs:
+        run = functools.partial(reference.forward, layer, tap=lambda name, value: value)
+        out, pull = jax.vjp(run, params, x)
+        dparams, dx = pull(dout)
+        return {"out": out, **flat("d", dparams), "dx": dx}
+
+    def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
+        x = numbers(rng, kind, shape)
+        params = params_of_kind(rng, kind, layer, x)
+        # An error is never large: it would only scale what is compared.
+        error = "normal" if kind == "large" else kind
+        return params, x, numbers(rng, error, prediction_shape(layer, params, x))
+
+    return Rule(
+        name=f"{layer!r} on {shape}",
+        family=type(layer).__name__,
+        manual=manual,
+        autodiff=autodiff,
+        draw=draw,
+        exact=spec.exact(layer),
+        cotangent=2,
+        differentiated=2,
+        names=lambda params, *args: ["out", *flat("d", params), "dx"],
+        omitted=spec.omitted,
+    )
+
+
+def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
+    """The rule of a loss by itself: values, and the error of weighted predictions."""
+    spec = spec or specs.of_loss(loss)
+
+    def manual(prediction: Any, target: Any, weights: Any) -> Outputs:
+        values, _, error = loss.sweep((), prediction, target, weights)
+        return {"values": values, "dprediction": error}
+
+    def autodiff(prediction: Any, target: Any, weights: Any) -> Outputs:
+        def total(prediction: Any) -> Any:
+            values = spec.reference(loss, prediction, target)
+            return jnp.sum(weights * values), values
+
+        error, values = jax.grad(total, has_aux=True)(prediction)
+        return {"values": values, "dprediction": error}
+
+    def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
+        prediction = numbers(rng, kind, shape)
+        target = spec.target(rng, loss, shape)
+        if kind in ("lattice", "ties") and target.dtype.kind == "f":
+            target = np.round(2 * target) / 2
+        weights = numbers(rng, "lattice" if kind in ("lattice", "ties") else kind, shape[:-1])
+        return prediction, target, weights
+
+    return Rule(
+        name=f"{loss!r} on {shape}",
+        family=type(loss).__name__,
+        manual=manual,
+        autodiff=autodiff,
+        draw=draw,
+        exact=spec.exact(loss),
+        cotangent=2,
+        differentiated=1,
+        names=lambda *args: ["values", "dprediction"],
+        omitted=spec.omitted,
+    )
+
+
+def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
+    """The rule of a random network: J, the gradient, and every intermediate between."""
+    network, loss = case.network, case.loss
+
+    def gradient_only(params: Any, x: Any, y: Any, weights: Any) -> Outputs:
+        settings: Any = {"network": network, "loss": loss, "weights": weights}
+        total, grads = mbp.manual_value_and_grads(params, x, y, **settings)
+        return {"J": total, **dict(reference.named_params(network, grads))}
+
+    def autodiff_only(params: Any, x: Any, y: Any, weights: Any) -> Outputs:
+        def total(params: Any) -> Any:
+            untapped: Any = lambda name, value: value  # noqa: E731
+            return reference.objective(network, loss, params, x, y, weights, untapped)[0]
+
+        value, grads = jax.value_and_grad(total)(params)
+        return {"J": value, **dict(reference.named_params(network, grads))}
+
+    def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
+        seeded = replace(case, seed=(*case.seed, int(rng.integers(2**31))))
+        problem = seeded.problem()
+        if kind == "normal":
+            return tuple(problem)
+        x = numbers(rng, kind, case.x_shape)
+        y = problem.y
+        if kind in ("lattice", "ties") and y.dtype.kind == "f":
+            y = np.round(2 * y) / 2
+        weights = problem.weights
+        if weights is not None and kind in ("lattice", "ties"):
+            weights = numbers(rng, "lattice", weights.shape)
+        return params_of_kind(rng, kind, network, x), x, y, weights
+
+    full = functools.partial
+    return Rule(
+        name=str(case),
+        family="networks",
+        manual=full(engine.intermediates, network, loss) if every_intermediate else gradient_only,
+        autodiff=full(engine.by_autodiff, network, loss) if every_intermediate else autodiff_only,
+        draw=draw,
+        exact=specs.of_layer(network).exact(network) and specs.of_loss(loss).exact(loss),
+    )
+
+
+def of_specs() -> list[Rule]:
+    """The rules of every sample of every spec."""
+    found = [
+        of_layer(layer, shape, spec) for spec in specs.layers() for layer, shape in spec.samples
+    ]
+    for spec in specs.losses():
+        for loss in spec.samples:
+            found += [of_loss(loss, shape, spec) for shape in ((5, 4), (2, 3, 2))]
+    return found
+
+
+def flat(prefix: str, tree: Any) -> Outputs:
+    """Leaves of a tree by name: "dparams", "dparams.W", "dparams.0.b" for nested ones."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        inner = jax.tree_util.keystr(path, simple=True, separator=".")
+        joint = "." if inner and len(prefix) > 1 else ""
+        named[f"{prefix}{joint}{inner}"] = leaf
+    return named
