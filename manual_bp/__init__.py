@@ -7,13 +7,26 @@ layer keeps; `manual_bp.gradients` the sweep that makes a gradient of them.
 """
 
 from manual_bp import formulas as formulas
+from manual_bp.activations import celu as celu
+from manual_bp.activations import elu as elu
 from manual_bp.activations import gelu as gelu
+from manual_bp.activations import gelu_tanh as gelu_tanh
+from manual_bp.activations import hard_sigmoid as hard_sigmoid
+from manual_bp.activations import hard_silu as hard_silu
+from manual_bp.activations import hard_tanh as hard_tanh
 from manual_bp.activations import identity as identity
 from manual_bp.activations import leaky_relu as leaky_relu
+from manual_bp.activations import log_sigmoid as log_sigmoid
+from manual_bp.activations import mish as mish
 from manual_bp.activations import relu as relu
+from manual_bp.activations import relu6 as relu6
+from manual_bp.activations import selu as selu
 from manual_bp.activations import sigmoid as sigmoid
 from manual_bp.activations import silu as silu
 from manual_bp.activations import softplus as softplus
+from manual_bp.activations import softsign as softsign
+from manual_bp.activations import squared_relu as squared_relu
+from manual_bp.activations import squareplus as squareplus
 from manual_bp.activations import tanh as tanh
 from manual_bp.combinators.parallel import parallel as parallel
 from manual_bp.combinators.sequential import sequential as sequential
@@ -23,6 +36,17 @@ from manual_bp.gradients import manual_pass as manual_pass
 from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads
 from manual_bp.gradients import predict as predict
 from manual_bp.layers.dense import Dense as Dense
+from manual_bp.losses.absolute_error import AbsoluteError as AbsoluteError
+from manual_bp.losses.cosine_similarity import CosineSimilarity as CosineSimilarity
+from manual_bp.losses.focal import Focal as Focal
+from manual_bp.losses.hinge import Hinge as Hinge
+from manual_bp.losses.huber import Huber as Huber
+from manual_bp.losses.kl_divergence import KLDivergence as KLDivergence
+from manual_bp.losses.log_cosh import LogCosh as LogCosh
+from manual_bp.losses.multiclass_hinge import MulticlassHinge as MulticlassHinge
+from manual_bp.losses.poisson_negative_log_likelihood import (
+    PoissonNegativeLogLikelihood as PoissonNegativeLogLikelihood,
+)
 from manual_bp.losses.sigmoid_binary_cross_entropy import (
     SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy,
 )

@@ -7,11 +7,15 @@ import optax
 import pytest
 
 import manual_bp as mbp
+from verify import specs
 
 Z = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32) * 3
 CLASSES = np.array([0, 3, 1, 2, 2])
 SOFT = np.random.default_rng(1).random((5, 4)).astype(np.float32) * 2
 YES_NO = (SOFT > 1).astype(np.float32)
+SIGNS = 2 * YES_NO - 1
+COUNTS = np.floor(SOFT * 3)
+SHARES = SOFT / SOFT.sum(-1, keepdims=True)
 
 
 def close(ours, theirs):
@@ -83,6 +87,7 @@ def test_output_activations_are_the_canonical_ones():
         (mbp.SoftmaxCrossEntropy(), jax.nn.softmax, np.eye(4, dtype=np.float32)[CLASSES]),
         (mbp.SigmoidBinaryCrossEntropy(), jax.nn.sigmoid, YES_NO),
         (mbp.SquaredError(), lambda z: z, SOFT),
+        (mbp.PoissonNegativeLogLikelihood(), jnp.exp, COUNTS),
     ):
         close(loss.activate(Z), activation(Z))
         close(loss.error(Z, y), activation(Z) - y)  # dZ[L] = A[L] - Y
@@ -97,3 +102,298 @@ def test_classes_and_one_hot_labels_of_any_integer_type(dtype):
         if dtype is not bool:
             classes = CLASSES.astype(dtype)
             np.testing.assert_array_equal(mbp.SoftmaxCrossEntropy().error(Z, classes), expected)
+
+
+# --- beside optax ---------------------------------------------------------------------------
+
+# (loss, targets, optax's values for each prediction)
+BESIDE_OPTAX = [
+    (mbp.AbsoluteError(), SOFT, lambda a, y: jnp.abs(a - y).sum(-1)),
+    (mbp.CosineSimilarity(), SOFT, optax.cosine_distance),
+    (
+        mbp.CosineSimilarity(epsilon=9.0),  # some of Z are shorter than 3, some longer
+        SOFT,
+        lambda a, y: optax.cosine_distance(a, y, epsilon=9.0),
+    ),
+    (mbp.Focal(), YES_NO, lambda z, y: optax.sigmoid_focal_loss(z, y).sum(-1)),
+    (
+        mbp.Focal(alpha=0.25, gamma=0.5),
+        SOFT / 2,
+        lambda z, y: optax.sigmoid_focal_loss(z, y, alpha=0.25, gamma=0.5).sum(-1),
+    ),
+    (mbp.Hinge(), SIGNS, lambda z, y: optax.hinge_loss(z, y).sum(-1)),
+    (mbp.Huber(), SOFT, lambda a, y: optax.huber_loss(a, y).sum(-1)),
+    (mbp.Huber(delta=0.3), SOFT, lambda a, y: optax.huber_loss(a, y, delta=0.3).sum(-1)),
+    (mbp.KLDivergence(), SHARES, optax.kl_divergence),
+    (mbp.LogCosh(), SOFT, lambda a, y: optax.log_cosh(a, y).sum(-1)),
+    (mbp.MulticlassHinge(), CLASSES, optax.losses.multiclass_hinge_loss),
+]
+BY_NAME = {"ids": lambda value: repr(value) if isinstance(value, mbp.layer.Loss) else ""}
+
+
+@pytest.mark.parametrize(("loss", "y", "theirs"), BESIDE_OPTAX, **BY_NAME)
+def test_values_and_errors_are_optaxs_and_its_gradients(loss, y, theirs):
+    close(loss.value(Z, y), theirs(Z, y))
+    close(loss.error(Z, y), jax.grad(lambda z: theirs(z, y).sum())(jnp.asarray(Z)))
+
+
+def test_every_new_loss_stands_beside_optax_or_the_distribution_itself():
+    poisson = mbp.PoissonNegativeLogLikelihood()
+    named = {type(loss) for loss, _, _ in BESIDE_OPTAX} | {type(poisson)}
+    first = {mbp.SoftmaxCrossEntropy, mbp.SigmoidBinaryCrossEntropy, mbp.SquaredError}
+    assert named | first == {spec.loss for spec in specs.losses()}
+    density = jax.scipy.stats.poisson.logpmf(COUNTS, jnp.exp(Z))
+    log_factorials = jax.scipy.special.gammaln(COUNTS + 1)
+    close(poisson.value(Z, COUNTS), -(density + log_factorials).sum(-1))
+
+
+def test_at_kinks_errors_are_what_the_docstrings_state():
+    def equal(loss, a, y, error):
+        np.testing.assert_array_equal(loss.error(jnp.array(a), jnp.array(y)), error)
+
+    equal(mbp.AbsoluteError(), [[1.0, 2.0, 3.0]], [[2.0, 2.0, 2.0]], [[-1, 0, 1]])
+    equal(mbp.Huber(2.0), [[2.0, -2.0, 0.0]], [[0.0, 0.0, 0.0]], [[2, -2, 0]])
+    equal(mbp.Hinge(), [[1.0, -1.0, 1.5]], [[1.0, -1.0, 1.0]], [[-0.5, 0.5, 0]])
+    two, three = [[1.0, 0.0, -5.0]], [[1.0, 0.0, 0.0]]
+    equal(mbp.MulticlassHinge(), two, [0], [[-0.5, 0.5, 0]])
+    third = np.float32(1) / 3
+    equal(mbp.MulticlassHinge(), three, [0], [[third - 1, third, third]])
+    equal(mbp.CosineSimilarity(), [[0.0, 0.0]], [[1.0, 2.0]], [[0, 0]])
+    equal(mbp.CosineSimilarity(4.0), [[2.0, 0.0]], [[2.0, 0.0]], [[-0.5, 0]])  # at |a| = √ε
+    equal(mbp.CosineSimilarity(4.0), [[0.0, 0.0]], [[2.0, 0.0]], [[-0.5, 0]])
+
+
+# --- tails ----------------------------------------------------------------------------------
+
+BIG = jnp.array([[1e4, -1e4]])
+
+
+def values_and_errors(loss, prediction, target):
+    prediction, target = jnp.asarray(prediction), jnp.asarray(target)
+    return loss.value(prediction, target), loss.error(prediction, target)
+
+
+def test_residuals_of_1e4():
+    zeros = jnp.zeros((1, 2))
+    for loss, value, error in (
+        (mbp.AbsoluteError(), 2e4, [[1, -1]]),
+        (mbp.Huber(0.5), 2 * 0.5 * (1e4 - 0.25), [[0.5, -0.5]]),
+        (mbp.LogCosh(), 2 * (1e4 - np.log(2)), [[1, -1]]),
+    ):
+        found, slope = values_and_errors(loss, BIG, zeros)
+        np.testing.assert_array_max_ulp(found, np.float32([value]), maxulp=1)
+        np.testing.assert_array_equal(slope, error)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_at_logits_of_1e4(gamma):
+    loss = mbp.Focal(gamma=gamma)
+    for y, value, error in (([[1, 1]], 1e4, [[0, -1]]), ([[0, 0]], 1e4, [[1, 0]])):
+        found, slope = values_and_errors(loss, BIG, y)
+        np.testing.assert_array_equal(found, [value])
+        np.testing.assert_array_equal(slope, error)
+    # A soft label is half wrong on both sides: w = ½, H = ½ |z|, and only H moves.
+    found, slope = values_and_errors(loss, BIG, [[0.5, 0.5]])
+    np.testing.assert_array_max_ulp(found, np.float32([2 * 0.5**gamma * 5e3]), maxulp=4)
+    np.testing.assert_array_max_ulp(slope, np.float32(0.5**gamma * BIG / 2e4), maxulp=4)
+
+
+def test_focal_keeps_the_tail_where_powers_of_rounded_probabilities_vanish():
+    for z in (17.0, 40.0, 80.0):
+        # y = 1: -q^γ (q + γ p log1p(e^-z)), and q = log1p(e^-z) = e^-z, p = 1 but for e^-2z
+        found = mbp.Focal(gamma=0.5).error(jnp.array([[z]]), jnp.ones((1, 1)))
+        right = np.float32(-1.5 * np.exp(-1.5 * z))
+        np.testing.assert_array_max_ulp(found, np.float32([[right]]), maxulp=2 * int(z))
+
+
+def test_poisson_at_log_rates_of_1e4():
+    loss = mbp.PoissonNegativeLogLikelihood()
+    value, error = values_and_errors(loss, [[-1e4], [-1e4], [-jnp.inf]], [[0], [3], [0]])
+    np.testing.assert_array_equal(value, [0, 3e4, 0])
+    np.testing.assert_array_equal(error, [[0], [-3], [0]])
+    value, error = values_and_errors(loss, [[1e4]], [[3]])  # e^10000 is past every float
+    np.testing.assert_array_equal([value[0], error[0, 0]], [np.inf, np.inf])
+
+
+def test_scores_of_1e4():
+    value, error = values_and_errors(mbp.Hinge(), BIG, [[-1.0, -1.0]])
+    np.testing.assert_array_equal(value, [10001])
+    np.testing.assert_array_equal(error, [[1, 0]])
+    value, error = values_and_errors(mbp.MulticlassHinge(), jnp.tile(BIG, (2, 1)), [0, 1])
+    np.testing.assert_array_equal(value, [0, 20001])
+    np.testing.assert_array_equal(error, [[0, 0], [1, -1]])
+    value, error = values_and_errors(mbp.KLDivergence(), BIG, [[0.0, 1.0]])
+    np.testing.assert_array_equal(value, [1e4])
+    np.testing.assert_array_equal(error, [[0, -1]])
+
+
+def test_multiclass_hinge_keeps_its_margin_where_all_scores_are_large():
+    value = mbp.MulticlassHinge().value(jnp.array([[2.0**24, 2.0**24]]), jnp.array([0]))
+    np.testing.assert_array_equal(value, [1])  # optax adds 1 to 2²⁴, which is 2²⁴ again
+
+
+@pytest.mark.parametrize("r", [1e-1, 1e-2, 1e-3, 1e-6])
+def test_log_cosh_keeps_its_digits_near_zero(r):
+    right = np.float32([np.log1p(2 * np.sinh(np.float32(r).astype(float) / 2) ** 2)])
+    found = mbp.LogCosh().value(jnp.array([[r]]), jnp.zeros((1, 1)))
+    np.testing.assert_array_max_ulp(found, right, maxulp=8)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e4, 1e30])
+def test_cosine_knows_directions_of_any_length(size):
+    a = np.float32([[3, 4]]) * np.float32(size)
+    value, error = values_and_errors(mbp.CosineSimilarity(), a, [[0.0, 1e-20]])
+    np.testing.assert_array_max_ulp(value, np.float32([0.2]), maxulp=8)  # 2 of the cosine's
+    # -(ŷ - 0.8 â)/|a| = -(-0.48, 0.36)/(5 size)
+    right = np.float32([[0.48, -0.36]]) / np.float32(5 * size)
+    np.testing.assert_array_max_ulp(error, right, maxulp=8)
+
+
+def test_cosine_ignores_lengths_and_its_error_is_across():
+    loss = mbp.CosineSimilarity()
+    value, error = values_and_errors(loss, Z, SOFT)
+    np.testing.assert_array_equal(value, loss.value(8 * Z, SOFT / 4))
+    np.testing.assert_array_equal(error, 8 * loss.error(8 * Z, SOFT / 4))
+    assert np.abs((error * Z).sum(-1)).max() < 8 * 2**-24
+    assert np.abs(error).max() > 0.01
+    np.testing.assert_array_equal(loss.error(Z, 0 * SOFT), 0 * Z)
+    np.testing.assert_array_equal(loss.value(Z, 0 * SOFT), 1)
+
+
+# --- conventions ----------------------------------------------------------------------------
+
+
+def test_focal_without_its_settings_is_the_cross_entropy():
+    plain, cross_entropy = mbp.Focal(gamma=0.0), mbp.SigmoidBinaryCrossEntropy()
+    for y in (YES_NO, SOFT / 2):
+        close(plain.value(Z, y), cross_entropy.value(Z, y))
+        close(plain.error(Z, y), cross_entropy.error(Z, y))
+    yes, no = mbp.Focal(alpha=1.0), mbp.Focal(alpha=0.0)
+    np.testing.assert_array_equal(no.error(Z, YES_NO)[YES_NO == 1], 0)
+    np.testing.assert_array_equal(yes.error(Z, YES_NO)[YES_NO == 0], 0)
+    close(yes.error(Z, YES_NO) + no.error(Z, YES_NO), mbp.Focal().error(Z, YES_NO))
+
+
+def test_kl_of_a_log_softmax_has_the_error_of_softmax_cross_entropy():
+    log_p = jax.nn.log_softmax(Z)
+    y = SHARES * [[1], [1], [1], [2], [0]]  # a sum of 2, and none at all
+    through = mbp.KLDivergence().error(log_p, y)
+    error = through - jnp.exp(log_p) * through.sum(-1, keepdims=True)
+    close(error, mbp.SoftmaxCrossEntropy().error(Z, y))
+    entropy = -np.where(y > 0, y * np.log(np.where(y > 0, y, 1)), 0).sum(-1)
+    close(
+        mbp.KLDivergence().value(log_p, y),
+        np.asarray(mbp.SoftmaxCrossEntropy().value(Z, y) - entropy),
+    )
+
+
+def test_kl_takes_0_log_0_as_0():
+    log_p = jnp.array([[-jnp.inf, 0.0], [-1.0, -jnp.inf]])
+    value, error = values_and_errors(mbp.KLDivergence(), log_p, [[0.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(value, [0, np.inf])
+    np.testing.assert_array_equal(error, [[0, -1], [0, -1]])
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32])
+def test_targets_may_be_integers(dtype):
+    one_hot = np.eye(4, dtype=np.float32)[CLASSES]
+    for loss, y in (
+        (mbp.Hinge(), SIGNS),
+        (mbp.PoissonNegativeLogLikelihood(), COUNTS),
+        (mbp.KLDivergence(), one_hot),
+        (mbp.Focal(), YES_NO),
+        (mbp.Focal(alpha=0.25), YES_NO),
+        (mbp.CosineSimilarity(), COUNTS),
+        (mbp.Huber(), COUNTS),
+        (mbp.AbsoluteError(), COUNTS),
+        (mbp.LogCosh(), COUNTS),
+    ):
+        integers = jnp.asarray(y, dtype)
+        np.testing.assert_array_equal(loss.error(Z, integers), loss.error(Z, y), repr(loss))
+        np.testing.assert_array_equal(loss.value(Z, integers), loss.value(Z, y), repr(loss))
+        loss.check(Z, integers)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool])
+def test_yes_and_no_may_be_unsigned(dtype):
+    for loss in (mbp.Focal(), mbp.KLDivergence(), mbp.PoissonNegativeLogLikelihood()):
+        found = loss.error(Z, jnp.asarray(YES_NO, dtype))
+        np.testing.assert_array_equal(found, loss.error(Z, YES_NO), repr(loss))
+
+
+def a_target(loss):
+    return specs.of_loss(loss).target(np.random.default_rng(7), loss, Z.shape)
+
+
+SAMPLES = [loss for spec in specs.losses() for loss in spec.samples]
+
+
+@pytest.mark.parametrize("loss", SAMPLES, ids=repr)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_computed_in_float32(loss, dtype):
+    z, y = jnp.asarray(Z, dtype), a_target(loss)
+    for found, wide in (
+        (loss.value(z, y), loss.value(z.astype(jnp.float32), y)),
+        (loss.error(z, y), loss.error(z.astype(jnp.float32), y)),
+    ):
+        assert found.dtype == jnp.float32
+        np.testing.assert_array_equal(found, wide)
+
+
+@pytest.mark.parametrize("loss", SAMPLES, ids=repr)
+def test_a_weight_of_0_contributes_nothing_whatever_is_there(loss):
+    network = mbp.sequential(mbp.Dense(4))
+    params = network.init(jax.random.key(1), Z)
+    weights = jnp.array([0.3, 0.0, 0.2, 0.1, 0.4])
+    y = np.array(a_target(loss))
+    wrong = y.copy()
+    wrong[1] = 99 if y.dtype.kind in "iu" else np.nan
+
+    def run(y):
+        settings = {"network": network, "loss": loss, "weights": weights}
+        return mbp.manual_value_and_grads(params, Z, y, **settings)
+
+    expected, found = run(y), run(wrong)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert np.abs(found[1][0].W).max() > 0
+
+
+def test_labels_that_are_at_hand_are_checked_unless_their_weight_is_0():
+    params = (jnp.ones((2, 4)), jnp.zeros(2))
+    for loss, right, wrong, says in (
+        (mbp.Hinge(), 1, 0, r"target \[3, 1\] is 0, expected -1 or 1"),
+        (mbp.PoissonNegativeLogLikelihood(), 0, -2, r"target \[3, 1\] is -2, expected a count"),
+        (mbp.KLDivergence(), 1, -1, r"target \[3, 1\] is -1, expected a probability"),
+    ):
+        y = np.full((5, 2), right)
+        mbp.manual_grads(params, Z, y, loss=loss)
+        y[3, 1] = wrong
+        with pytest.raises(ValueError, match=says):
+            mbp.manual_grads(params, Z, y, loss=loss)
+        with pytest.raises(ValueError, match=says):
+            mbp.manual_grads(params, Z, y, loss=loss, weights=jnp.ones(5))
+        mbp.manual_grads(params, Z, y, loss=loss, weights=jnp.array([1.0, 1, 1, 0, 1]))
+        jax.jit(lambda y, loss=loss: mbp.manual_grads(params, Z, y, loss=loss))(y)  # unseen there
+
+
+def test_a_wrong_shape_of_labels_is_named_before_their_values():
+    params = (jnp.ones((2, 4)), jnp.zeros(2))
+    with pytest.raises(TypeError, match=r"2 \* jax.nn.one_hot\(y, 2\) - 1, or MulticlassHinge"):
+        mbp.manual_grads(params, Z, np.zeros(5, int), loss=mbp.Hinge())
+    with pytest.raises(ValueError, match="weights have shape"):
+        mbp.manual_grads(
+            params, Z, np.zeros((5, 2), int), loss=mbp.Hinge(), weights=jnp.ones((2, 5))
+        )
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_inside_jit_multiclass_hinge_poisons_a_class_that_does_not_exist(wrong):
+    loss = mbp.MulticlassHinge()
+    y = jnp.asarray(CLASSES).at[1].set(wrong)
+    value, error = jax.jit(loss.value)(Z, y), jax.jit(loss.error)(Z, y)
+    np.testing.assert_array_equal(np.isnan(value), [False, True, False, False, False])
+    np.testing.assert_array_equal(np.isnan(error), np.arange(5)[:, None] == [[1, 1, 1, 1]])
+    params = (jnp.ones((4, 4)), jnp.zeros(4))
+    with pytest.raises(ValueError, match=f"class {wrong} of target \\[1\\]"):
+        mbp.manual_grads(params, Z, np.asarray(y), loss=loss)

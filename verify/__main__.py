@@ -3,48 +3,98 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable
 
-from verify import architectures, differences, no_autodiff, training, wrong_formulas
+from verify import (
+    accuracy,
+    architectures,
+    no_autodiff,
+    other_checkers,
+    rules,
+    training,
+    wrong_formulas,
+)
+from verify.levels import agreement, bad_input, edges, lattice, low_precision, mutation, structure
 from verify.report import Report
+
+SHARE_OF_MUTANTS = 0.35
+"""Of the budget: mutants stop there, networks at its end."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the judges; the exit status is 0 only if all held."""
     parser = argparse.ArgumentParser(prog="python -m verify", description=__doc__)
-    parser.add_argument("--trials", type=int, default=200, help="random networks (200)")
+    parser.add_argument("--trials", type=int, default=1000, help="random networks (1000)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
     parser.add_argument("--trial", type=int, help="one random network alone, by its number")
-    parser.add_argument("--only", action="append", metavar="NAME", help="this judge; repeatable")
+    parser.add_argument("--only", action="append", metavar="NAME", help="this stage; repeatable")
+    parser.add_argument(
+        "--budget", type=float, default=210, metavar="SECONDS", help="when to stop (210)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
+    parser.add_argument(
+        "--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="processes (one a core, 4)"
+    )
     options = parser.parse_args(arguments)
-
-    trials = max(options.trials // 10, 1) if options.quick else options.trials
-    share = max(trials // 8, 1)
+    started, seed, quick, trial = time.perf_counter(), options.seed, options.quick, options.trial
+    trials = max(options.trials // 10, 1) if quick else options.trials
+    report = Report()
+    every = rules.of_specs()
+    if quick:
+        every = rules.one_of_each(every)
 
     def numbers(count: int) -> list[int]:
-        return list(range(count)) if options.trial is None else [options.trial]
+        return list(range(count)) if trial is None else [trial]
 
-    report, seed = Report(), options.seed
-    judges: dict[str, Callable[[], None]] = {
-        "no autodiff": lambda: no_autodiff.run(report, seed=seed, trials=min(share, 10)),
-        "architectures": lambda: architectures.run(report, seed=seed, numbers=numbers(trials)),
-        "compiled": lambda: architectures.run_compiled(report, seed=seed, numbers=numbers(share)),
-        "differences": lambda: differences.run(report, seed=seed, trials=share),
+    stages: dict[str, Callable[[], None]] = {
+        "no autodiff": lambda: no_autodiff.run(report, seed=seed, trials=3 if quick else 10),
+        "structure": lambda: structure.run(report, every),
+        "agreement": lambda: agreement.run(report, every, seed=seed),
+        "forward": lambda: agreement.run_forward(report),
+        "lattice": lambda: lattice.run(
+            report, seed=seed, programs=3 if quick else 25, draws=10 if quick else 20
+        ),
+        "precision": lambda: low_precision.run(
+            report,
+            rules.one_of_each(rules.of_specs(batch=16)),
+            seed=seed,
+            networks=3 if quick else 20,
+        ),
+        "accuracy": lambda: accuracy.run(report, seed=seed),
+        "edges": lambda: edges.run(report),
+        "mutants": lambda: mutation.run(
+            report,
+            seed=seed,
+            per_rule=6 if quick else 60,
+            seconds=SHARE_OF_MUTANTS * options.budget,
+        ),
+        "bad input": lambda: bad_input.run(report),
+        "compiled": lambda: architectures.run_compiled(
+            report, seed=seed, numbers=numbers(3 if quick else 25)
+        ),
+        "differences": lambda: other_checkers.run(report, seed=seed, trials=3 if quick else 25),
         "wrong formulas": lambda: wrong_formulas.run(report),
-        "digits": lambda: training.run(report, quick=options.quick),
+        "digits": lambda: training.run(report, quick=quick),
+        "networks": lambda: None,  # below: they run beside all others
     }
-    chosen = options.only or list(judges)
-    unknown = [name for name in chosen if name not in judges]
+    chosen = options.only or list(stages)
+    unknown = [name for name in chosen if name not in stages]
     if unknown:
-        parser.error(f"--only {unknown[0]!r} is none of {', '.join(judges)}")
+        parser.error(f"--only {unknown[0]!r} is none of {', '.join(stages)}")
+    networks = architectures.Networks(
+        seed, numbers(trials) if "networks" in chosen else [], options.jobs
+    )
     for name in chosen:
-        judges[name]()
+        stages[name]()
+    if "networks" in chosen:
+        networks.finish(report, started + options.budget)
     report.print()
     if options.json:
-        report.write(options.json, trials=trials, seed=seed, quick=options.quick, only=chosen)
+        report.write(options.json, trials=trials, seed=seed, quick=quick, only=chosen)
     return 0 if report.held else 1
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from mpmath import mp
 
 from manual_bp import activations as hand
-from manual_bp.activations import Activation
+from manual_bp.activation import Activation
 from verify.report import Report
 from verify.specs import activations as specs
 

@@ -7,12 +7,19 @@ judged in exact fractions too (L2), and every few of the others with growing pre
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from verify import judges, literal, rules
+import manual_bp as mbp
+from verify import judges, literal, rules, specs
+from verify.arithmetic.error_bound import Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, Verdict, within_bounds
 from verify.networks import Case, Problem, draw_case, smallest
@@ -21,6 +28,9 @@ from verify.rules import Rule
 
 MOST_PRODUCTS = {"L2 fractions": 20_000, "L3 digits": 5_000}
 """Products in a forward pass that a level still takes: exact arithmetic is slow arithmetic."""
+
+CHUNK = 10
+"""Networks that a process takes at a time."""
 
 
 class Finding(NamedTuple):
@@ -40,13 +50,17 @@ def judge_case(case: Case, *, every_intermediate: bool = True, deep: bool = Fals
     """
     rule = rules.of_case(case, every_intermediate=every_intermediate)
     problem = case.problem()
-    found = [Finding("L4 bounds", judges.bounds(rule, tuple(problem)))]
+    found = []
+    if "L4 bounds" in rule.omitted:
+        every_intermediate, deep = False, True
+    else:
+        found.append(Finding("L4 bounds", judges.bounds(rule, tuple(problem))))
     if every_intermediate and literal.applies(case.network, case.loss, problem):
         found.append(Finding("L4 notes", judge_notes(case, rule, problem)))
     size = products(case, problem)
     if rule.exact and size <= MOST_PRODUCTS["L2 fractions"]:
         found.append(Finding("L2 fractions", judges.rational(rule, on_lattice(rule, case))))
-    if not rule.exact and deep and size <= MOST_PRODUCTS["L3 digits"]:
+    elif deep and size <= MOST_PRODUCTS["L3 digits"]:
         found.append(Finding("L3 digits", judges.digits(rule, tuple(problem))))
     return found
 
@@ -112,33 +126,124 @@ LEVELS = {
 }
 
 
-def run(report: Report, *, seed: int, numbers: list[int], seconds: float = 1e9) -> None:
-    """Judge the cases of these numbers, as many as the seconds allow.
-
-    Every second one with all intermediates, every fourth smooth one with growing precision.
+def judge_numbers(seed: int, numbers: list[int]) -> list[tuple[int, list[Finding]]]:
+    """The findings on the cases of these numbers: every second one with all intermediates, every
+    fourth smooth one with growing precision, a single one with both.
     """
-    started, judged, entries = time.perf_counter(), 0, 0
-    with report.working("networks", len(numbers)) as advance:
-        for number in numbers:
-            if time.perf_counter() - started > seconds:
-                break
-            case = draw_case(seed, number)
-            alone = len(numbers) == 1
-            findings = judge_case(
-                case,
+    alone = len(numbers) == 1
+    return [
+        (
+            number,
+            judge_case(
+                draw_case(seed, number),
                 every_intermediate=number % 2 == 0 or alone,
                 deep=number % 4 == 1 or alone,
-            )
-            judged += 1
+            ),
+        )
+        for number in numbers
+    ]
+
+
+class Networks:
+    """Random networks on their way through the judges, some of them in a process beside this one.
+
+    Args:
+        seed: of the run.
+        numbers: of the cases.
+        jobs: processes that work, this one among them.
+    """
+
+    def __init__(self, seed: int, numbers: list[int], jobs: int) -> None:
+        self.seed, self.total, self.jobs = seed, len(numbers), jobs
+        self._chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
+        self._found: list[tuple[int, list[Finding]]] = []
+        self._running: list[Future[Any]] = []
+        spawn = multiprocessing.get_context("spawn")  # a forked JAX may hang
+        self._pool = ProcessPoolExecutor(jobs - 1, spawn) if jobs > 1 and self._chunks else None
+        self._feed()
+
+    def _feed(self) -> None:
+        """Keep every process busy with a chunk, and one more waiting."""
+        for future in [each for each in self._running if each.done()]:
+            self._running.remove(future)
+            self._found += future.result()
+        while self._pool and self._chunks and len(self._running) < 2 * (self.jobs - 1):
+            chunk = self._chunks.pop(0)
+            self._running.append(self._pool.submit(judge_numbers, self.seed, chunk))
+
+    def finish(self, report: Report, deadline: float) -> None:
+        """Judge the rest, as much as the time allows, and report all that was found.
+
+        Args:
+            report: where to.
+            deadline: on the clock of time.perf_counter; chunks under way are finished.
+        """
+        started, entries = time.perf_counter(), 0
+        with report.working("networks", self.total) as advance:
+            shown = 0
+            while self._chunks or self._running:
+                if time.perf_counter() > deadline:
+                    self._chunks.clear()
+                self._feed()
+                if self._chunks:
+                    self._found += judge_numbers(self.seed, self._chunks.pop(0))
+                elif self._running:
+                    wait(self._running, return_when=FIRST_COMPLETED)
+                for _ in range(len(self._found) - shown):
+                    advance()
+                shown = len(self._found)
+        if self._pool:
+            self._pool.shutdown()
+        for number, findings in sorted(self._found):
             wrong = first_wrong(findings)
+            failure = (
+                "" if wrong is None else explain(draw_case(self.seed, number), self.seed, number)
+            )
             for name, verdict in findings:
                 entries += verdict.entries if name == "L4 bounds" else 0
-                failure = "" if verdict.ok or wrong is None else explain(case, seed, number)
                 level = report.level(name, *LEVELS[name])
                 level.judged(verdict.ok, verdict.figure, failure, "networks")
+        judged = len(self._found)
+        report.level("L4 bounds", *LEVELS["L4 bounds"]).note(
+            f"{judged} random networks, {entries} entries of gradients within their bounds"
+            + ("" if judged == self.total else f"; the budget ended it before {self.total}")
+        )
+        report.seconds["networks"] = time.perf_counter() - started
+
+
+def run(report: Report, *, seed: int, numbers: list[int], jobs: int = 1) -> None:
+    """Judge the cases of these numbers."""
+    Networks(seed, numbers, jobs).finish(report, float("inf"))
+
+
+def run_compiled(report: Report, *, seed: int, numbers: list[int]) -> None:
+    """Judge these cases compiled by XLA, in float64: within the bounds of the traced programs.
+
+    A bound holds for any order of summation, so for whatever order XLA chooses.
+    """
+    level = report.level("L4 compiled", "random networks compiled by XLA, in float64: as L4", "1")
+    with report.working("compiled", len(numbers)) as advance:
+        for number in numbers:
+            case = draw_case(seed, number, most_layers=4, most_wide=32)
+            if "L4 bounds" in specs.of_loss(case.loss).omitted:
+                case = replace(case, loss=mbp.SquaredError())
+            rule = rules.of_case(case)
+            args = tuple(case.problem())
+            bounds = [program.run(args, BOUNDS) for program in rule.programs(args)]
+            with jax.enable_x64(True):
+                compiled = [
+                    jax.jit(function)(*jax.tree.map(jnp.asarray, args))
+                    for function in (rule.manual, rule.autodiff)
+                ]
+            manual, autodiff = (
+                {
+                    name: Bounded(np.asarray(each), bound[name].bound)
+                    for name, each in values.items()
+                }
+                for values, bound in zip(compiled, bounds, strict=True)
+            )
+            verdict = within_bounds(manual, autodiff)
+            again = f"python -m verify --only compiled --seed {seed} --trial {number}"
+            failure = f"{again}: {case}: first wrong is {verdict.first_wrong}, {verdict.why}"
+            level.judged(verdict.ok, verdict.figure, failure, "networks")
             advance(str(case)[:60])
-    taken = time.perf_counter() - started
-    report.level("L4 bounds", *LEVELS["L4 bounds"]).note(
-        f"{judged} random networks in {taken:.0f} s, {entries} entries of gradients"
-        + ("" if judged == len(numbers) else f"; the budget ended it before {len(numbers)}")
-    )

@@ -14,8 +14,9 @@ from mpmath import mp
 
 from manual_bp.layer import Combinator, Layer, Loss
 from verify import specs
-from verify.arithmetic.numpy import Float64
+from verify.arithmetic.error_bound import UNIT, Bounded
 from verify.interpreter import trace
+from verify.judges import BOUNDS, Verdict, within_bounds
 from verify.networks import Shape, draw_params
 
 DIGITS = 30
@@ -29,24 +30,24 @@ def naive(layer: Layer, params: Any, x: np.ndarray) -> np.ndarray:
     return spec.naive(layer, params, x)
 
 
-def judge_layer(layer: Layer, shape: Shape, seed: int = 0) -> float:
-    """Relative distance of a layer's output from its naive form's, on random numbers."""
+def judge_layer(layer: Layer, shape: Shape, seed: int = 0) -> Verdict:
+    """Whether a layer's output is its naive form's, within its error bound, on random numbers."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape)
     params = draw_params(rng, layer, x)
-    ours = trace(lambda p, v: layer.forward(p, v)[0], params, x).run((params, x), Float64())
+    ours = trace(lambda p, v: layer.forward(p, v)[0], params, x).run((params, x), BOUNDS)
     with mp.workdps(DIGITS):
-        return _relative(ours, naive(layer, *_precise((params, x))))
+        return _verdict(ours, naive(layer, *_precise((params, x))))
 
 
-def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> float:
-    """Relative distance of a loss's values from their naive form's, on random numbers."""
+def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> Verdict:
+    """Whether a loss's values are its naive form's, within their error bound."""
     rng = np.random.default_rng(seed)
     spec = specs.of_loss(loss)
     prediction, target = rng.normal(size=shape) * 3, spec.target(rng, loss, shape)
-    ours = trace(loss.value, prediction, target).run((prediction, target), Float64())
+    ours = trace(loss.value, prediction, target).run((prediction, target), BOUNDS)
     with mp.workdps(DIGITS):
-        return _relative(ours, spec.naive(loss, *_precise((prediction, target))))
+        return _verdict(ours, spec.naive(loss, *_precise((prediction, target))))
 
 
 def _precise(tree: Any) -> Any:
@@ -57,9 +58,7 @@ def _precise(tree: Any) -> Any:
     )
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    theirs = np.asarray(theirs, np.float64)
-    if ours.shape != theirs.shape:
-        return np.inf
-    apart = float(np.linalg.norm(ours - theirs) / max(float(np.linalg.norm(theirs)), 1e-300))
-    return apart if np.isfinite(apart) else np.inf
+def _verdict(ours: Any, theirs: np.ndarray) -> Verdict:
+    exact = np.asarray(theirs, np.float64)  # rounded once, which the bound must allow
+    rounded = Bounded(exact, np.abs(exact) * UNIT)
+    return within_bounds({"out": ours}, {"out": rounded})

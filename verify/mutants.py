@@ -323,22 +323,48 @@ class Class(NamedTuple):
 
 
 _POSITIVE = tuple(f"scaled by {f:g}" for f in (2, 0.5, 1.01, 1.001, 1.0001, 1.00001))
+_CONSTANTS = ("broadcast_in_dim", "convert_element_type")
+_LOSS = ("value", "error", "_distribution")
 _SIGN_TESTS = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "sign", "is_finite"})
+
+_TWO_FORMS = ("_sigmoid_slope", "_sigmoid_parts", "_normal_parts", "_nearest", "_exp_below")
+"""Functions that choose between two forms of the same function, for their accuracy."""
 
 EQUIVALENT: dict[str, Class] = {
     "shift of softmax": Class(
         "softmax and logsumexp don't depend on the shift that keeps exp from overflowing",
-        lambda m: m.function in ("_finite_max",),
+        lambda m: m.function in ("_finite_max", "_shifted"),
+    ),
+    "common factor": Class(
+        "it multiplies numerator and denominator alike: the exponentials of a softmax, the scale "
+        "by which a vector is normalised",
+        lambda m: (m.function in _LOSS and m.primitive == "exp") or m.function == "_unit",
     ),
     "guard": Class(
-        "it acts on infinities, NaN, invalid classes or weights of 0 only, which the edge table, "
-        "bad input and the tests of weights cover",
+        "it acts on infinities, NaN, overflow, invalid classes or weights of 0 only, which the "
+        "edge table, bad input and the tests of weights cover",
         lambda m: (
-            m.function in ("_poison", "_like", "_without_idle_infinities", "_finite_max")
-            or (m.function == "sweep" and m.primitive in ("eq", "select_n", "broadcast_in_dim"))
+            m.function in ("_poison", "_like", "_without_idle_infinities")
             or (
-                m.function in ("_distribution", "value")
-                and m.primitive in ("ge", "lt", "eq", "select_n", "and")
+                m.function == "sweep"
+                and m.primitive in (*COMPARISONS, "select_n", "broadcast_in_dim")
+            )
+            or (
+                m.function in _LOSS
+                and m.primitive in (*COMPARISONS, "select_n", "and", *_CONSTANTS)
+            )
+            or (m.primitive in ("max", "min") and m.kind == "only operand 1")
+        ),
+    ),
+    "two forms of one function": Class(
+        "both cases of the selection are the same function; the choice is for accuracy, which L5 "
+        "and the accuracy of activations judge",
+        lambda m: (
+            m.function in (*_TWO_FORMS, "derivative")
+            and (
+                m.consumers <= _SIGN_TESTS
+                or m.primitive in ("select_n", *COMPARISONS, *_CONSTANTS)
+                or (m.primitive == "abs" and m.kind == "scaled by -1")
             )
         ),
     ),
@@ -348,21 +374,29 @@ EQUIVALENT: dict[str, Class] = {
     ),
     "multiple of zero": Class(
         "it is the 0 of a selection, and stays 0",
-        lambda m: m.is_zero and m.primitive in ("broadcast_in_dim", "convert_element_type"),
+        lambda m: m.is_zero and m.primitive in (*_CONSTANTS, "select_n"),
     ),
     "one term": Class(
         "a sum over one element is its mean, its maximum and its sum over another such axis",
         lambda m: m.primitive == "reduce_sum" and m.kind.startswith(("made a", "over axis")),
     ),
     "even function": Class(
-        "only an even function uses it: a square or an absolute value",
-        lambda m: m.kind == "scaled by -1" and m.consumers <= {"square", "abs", "integer_pow"},
+        "only an even function uses it: a square, an absolute value, the slope of a sigmoid",
+        lambda m: (
+            m.kind == "scaled by -1"
+            and (
+                m.consumers <= {"square", "abs", "integer_pow"}
+                or m.function in ("_sigmoid_slope", "derivative", "_inner")
+            )
+        ),
+    ),
+    "neutral operand": Class(
+        "the other operand is 1 or 0 for these settings: a weight, a power or a factor left out",
+        lambda m: m.function in _LOSS and m.kind.startswith(("only operand", "made ")),
     ),
     "agreement at the kink": Class(
         "where the comparison turns, both cases have the same value",
-        lambda m: (
-            m.primitive in COMPARISONS and m.kind in ("made ge", "made gt", "made le", "made lt")
-        ),
+        lambda m: m.primitive in COMPARISONS and m.kind.startswith("made "),
     ),
 }
 
@@ -383,9 +417,13 @@ class Bench:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.exact = Rational() if rule.exact else Multiprecision(DIGITS)
+        # What bounds can't judge is exact, and fractions judge it.
+        self.judging = self.exact if "L4 bounds" in rule.omitted else BOUNDS
         self._drawn = functools.cache(lambda kind, seed: rule.draw(generator(seed), kind))
         self._autodiff = functools.cache(
-            lambda kind, seed: self._programs(kind, seed)[1].run(self._drawn(kind, seed), BOUNDS)
+            lambda kind, seed: self._programs(kind, seed)[1].run(
+                self._drawn(kind, seed), self.judging
+            )
         )
         self._exactly = functools.cache(
             lambda kind, seed: self._programs(kind, seed)[0].run(
@@ -421,10 +459,24 @@ class Bench:
         if not _same_places(manual, mutant):
             return False  # another kind of target, traced to another program
         try:
-            results = mutant.run(manual, self._drawn(*draw), BOUNDS)
+            results = mutant.run(manual, self._drawn(*draw), self.judging)
         except (ArithmeticError, ValueError, TypeError):
             return True  # it doesn't even run
-        return not within_bounds(results, self._autodiff(*draw)).ok
+        return not self._agree(results, draw)
+
+    def _agree(self, results: Any, draw: tuple[str, int]) -> bool:
+        right = self._autodiff(*draw)
+        if self.judging is BOUNDS:
+            return within_bounds(results, right).ok
+        return all(np.array_equal(results[name], right[name]) for name in right)
+
+    def false_alarms(self) -> list[tuple[str, int]]:
+        """The draws at which the rule itself is taken for wrong."""
+        return [
+            draw
+            for draw in (*KILLING_DRAWS, *EQUIVALENCE_DRAWS)
+            if not self._agree(self._programs(*draw)[0].run(self._drawn(*draw), self.judging), draw)
+        ]
 
     def _differs(self, mutant: Mutant, draw: tuple[str, int]) -> bool:
         """Whether it computes something else, in exact arithmetic."""

@@ -10,6 +10,7 @@ from unittest import mock
 import jax
 
 from verify import engine
+from verify.interpreter import trace
 from verify.networks import draw_case
 from verify.report import Report
 
@@ -43,14 +44,15 @@ def forbidden() -> Iterator[None]:
 def run(report: Report, *, seed: int, trials: int) -> None:
     """Trace the engine on random networks with autodiff forbidden."""
     what = "the engine with jax.grad, vjp, jvp, linearize, ... patched to raise"
-    with report.judging("no autodiff", what, trials) as judging:
+    level = report.level("no autodiff", what)
+    with report.working("no autodiff", trials) as advance:
         for number in range(trials):
             case = draw_case(seed, number, most_layers=4)
             problem = case.problem()
             jax.clear_caches()  # a cached trace would prove nothing
             try:
                 with forbidden():
-                    engine.trace(
+                    trace(
                         lambda *args, case=case: engine.intermediates(
                             case.network, case.loss, *args
                         ),
@@ -59,4 +61,5 @@ def run(report: Report, *, seed: int, trials: int) -> None:
                 ok = True
             except AssertionError:
                 ok = False
-            judging.judged(ok, failure=f"{case} calls autodiff")
+            level.judged(ok, failure=f"{case} calls autodiff", family="networks")
+            advance(str(case)[:60])

@@ -116,8 +116,8 @@ class Report:
     def print(self) -> None:
         """The levels, the matrix, the notes and the failures."""
         self.console.print(self._level_table())
-        if any(family for level in self.levels.values() for family in level.counts):
-            self.console.print(self._matrix())
+        if matrix := self._matrix():
+            self.console.print(matrix)
         self._lines(sorted({f"{level}: {why}" for (_, level), why in self.omitted.items()}))
         self._lines(
             f"{level.name}: {note}" for level in self.levels.values() for note in level.notes
@@ -178,16 +178,20 @@ class Report:
             )
         return table
 
-    def _matrix(self) -> Table:
+    def _matrix(self) -> Table | None:
         """Rules against levels: judgements in each cell, in red how many failed."""
-        levels = [level for level in self.levels.values() if any(family for family in level.counts)]
+        levels = [  # those that judge single rules; the others are in the table above
+            level for level in self.levels.values() if set(level.counts) - {"", "networks"}
+        ]
         families = sorted(
             {family for level in levels for family in level.counts if family}, key=str.lower
         )
+        if not families:
+            return None
         table = Table(title="judgements by rule and level (– where a level doesn't apply)")
-        table.add_column("rule")
+        table.add_column("rule", no_wrap=True)
         for level in levels:
-            table.add_column(level.name, justify="right")
+            table.add_column(level.name.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for family in families:
             cells = []
             for level in levels:

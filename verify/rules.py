@@ -201,18 +201,30 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         autodiff=full(engine.by_autodiff, network, loss) if every_intermediate else autodiff_only,
         draw=draw,
         exact=specs.of_layer(network).exact(network) and specs.of_loss(loss).exact(loss),
+        omitted=specs.of_loss(loss).omitted,
     )
 
 
-def of_specs() -> list[Rule]:
-    """The rules of every sample of every spec."""
+def of_specs(batch: int = 1) -> list[Rule]:
+    """The rules of every sample of every spec.
+
+    Args:
+        batch: how many times as many examples as the samples have.
+    """
     found = [
-        of_layer(layer, shape, spec) for spec in specs.layers() for layer, shape in spec.samples
+        of_layer(layer, (batch * shape[0], *shape[1:]), spec)
+        for spec in specs.layers()
+        for layer, shape in spec.samples
     ]
     for spec in specs.losses():
         for loss in spec.samples:
-            found += [of_loss(loss, shape, spec) for shape in ((5, 4), (2, 3, 2))]
+            found += [of_loss(loss, (batch * m, *rest), spec) for m, *rest in ((5, 4), (2, 3, 2))]
     return found
+
+
+def one_of_each(every: list[Rule]) -> list[Rule]:
+    """The first rule of each family."""
+    return list({rule.family: rule for rule in reversed(every)}.values())[::-1]
 
 
 def flat(prefix: str, tree: Any) -> Outputs:

@@ -20,7 +20,8 @@ from manual_bp.activations import Relu
 from manual_bp.combinators.sequential import Sequential
 from manual_bp.layer import outer_over_examples, sum_over_examples
 from manual_bp.layers.dense import Dense, Params, Residuals
-from verify.architectures import first_wrong, judge_case
+from verify import rules
+from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
 
@@ -169,23 +170,28 @@ def put_in(name: str) -> Iterator[None]:
         jax.clear_caches()
 
 
+def judge(case: Case) -> Verdict:
+    """The verdict of the error bounds on a case, traced anew."""
+    return bounds(rules.of_case(case), tuple(case.problem()))
+
+
 def caught_by(name: str) -> str | None:
     """The first wrong intermediate in the first case that shows this mistake, None if none does."""
     with put_in(name):
-        for case in CASES:
-            wrong = first_wrong(judge_case(case))
-            if wrong is not None:
-                return wrong.name
-    return None
+        verdicts = (judge(case) for case in CASES)
+        return next((verdict.first_wrong for verdict in verdicts if not verdict.ok), None)
 
 
 def run(report: Report) -> None:
     """Put every wrong formula in; each must be caught, and the right ones must pass."""
     what = "formulas broken on purpose: failed is what was not caught"
-    with report.judging("wrong formulas", what, len(WRONG) + 1) as judging:
-        alarms = [str(case) for case in CASES if first_wrong(judge_case(case)) is not None]
-        judging.judged(not alarms, failure=f"false alarm: {alarms}")
+    level = report.level("wrong formulas", what)
+    with report.working("wrong formulas", len(WRONG) + 1) as advance:
+        alarms = [str(case) for case in CASES if not judge(case).ok]
+        level.judged(not alarms, failure=f"false alarm: {alarms}")
+        advance("none")
         for name in WRONG:
             first = caught_by(name)
-            judging.judged(first is not None, note=name, failure=f"not caught: {name}")
-        judging.note(f"{len(WRONG)} wrong formulas put in, and once none")
+            level.judged(first is not None, failure=f"not caught: {name}")
+            advance(name)
+    level.note(f"{len(WRONG)} wrong formulas put in, and once none")

@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.activations import Activation, check_floating, identity
+from manual_bp.activation import Activation, check_floating
+from manual_bp.activations import identity
 from manual_bp.layer import Layer, Tree, outer_over_examples, sum_over_examples
 
 
@@ -125,7 +126,7 @@ class Dense(Layer):
         return a_prev @ params.W.T + params.b
 
     def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
-        """DZ = dA ⊙ g'(Z)."""
+        """dZ = dA ⊙ g'(Z)."""
         _, dz = self.activation.backward((), residuals.kept, dout)
         return dz
 

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Loss, accumulation_dtype
+from manual_bp.losses._targets import check_classes, check_classes_exist, is_classes
 
 
 @dataclass(frozen=True)
@@ -80,55 +81,27 @@ class SoftmaxCrossEntropy(Loss):
         z = prediction.astype(y.dtype)
         exponentials = jnp.exp(z - _finite_max(z))
         p = exponentials / exponentials.sum(-1, keepdims=True)
-        total = 1 if _is_classes(prediction, target) else y.sum(-1, keepdims=True)
+        total = 1 if is_classes(prediction, target) else y.sum(-1, keepdims=True)
         return _poison(p * total - y, counts, valid)
 
     def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
-        if self.ignored_class is None or not _is_classes(prediction, target):
+        if self.ignored_class is None or not is_classes(prediction, target):
             return None
         return target != self.ignored_class
 
     def check(self, prediction: Any, target: Any) -> None:
-        units = prediction.shape[-1]
-        if _is_classes(prediction, target):
-            if target.shape == prediction.shape[:-1]:
-                return
-        elif target.shape == prediction.shape:
-            if self.ignored_class is not None:
-                raise TypeError(
-                    f"{self!r}: an ignored class needs integer classes as targets, got "
-                    f"{target.dtype} {tuple(target.shape)}; weight the predictions instead."
-                )
-            return
-        advice = ""
-        if target.shape == prediction.shape[:-1]:
+        if target.shape != prediction.shape:
+            also = f"{tuple(prediction.shape)} like the prediction, or "
+            check_classes(self, prediction, target, also)
+        elif self.ignored_class is not None:
             raise TypeError(
-                f"{self!r}: targets of shape {tuple(target.shape)} are classes and must be "
-                f"integers, got {target.dtype}. Cast them: y.astype(int)."
+                f"{self!r}: an ignored class needs integer classes as targets, got "
+                f"{target.dtype} {tuple(target.shape)}; weight the predictions instead."
             )
-        if target.shape == (*prediction.shape[:-1], 1):
-            advice = " Drop the last axis: y[..., 0]."
-        elif target.shape == prediction.shape[::-1]:
-            advice = " y.T would fit: y holds examples first."
-        raise ValueError(
-            f"{self!r}: targets have shape {tuple(target.shape)}, expected "
-            f"{(*prediction.shape[:-1], units)} like the prediction, or integer classes of shape "
-            f"{tuple(prediction.shape[:-1])}; they are not broadcast.{advice}"
-        )
 
     def check_target(self, units: int, target: Any, counted: Any) -> None:
-        if target.dtype.kind not in "iu" or target.shape != counted.shape:
-            return
-        wrong = counted & ((target < 0) | (target >= units))
-        if self.ignored_class is not None:
-            wrong &= target != self.ignored_class
-        if wrong.any():
-            first = tuple(int(each[0]) for each in wrong.nonzero())
-            advice = "" if self.ignored_class is not None else " or name it as ignored_class"
-            raise ValueError(
-                f"{self!r}: class {int(target[first])} of target {list(first)} is not among the "
-                f"{units} classes 0 to {units - 1}. Mend the label, give it weight 0{advice}."
-            )
+        advice = "" if self.ignored_class is not None else " or name it as ignored_class"
+        check_classes_exist(self, units, target, counted, self.ignored_class, advice)
 
     def _distribution(
         self, prediction: jax.Array, target: jax.Array
@@ -138,7 +111,7 @@ class SoftmaxCrossEntropy(Loss):
         dtype = accumulation_dtype(prediction)
         counts: jax.Array | bool = True
         valid: jax.Array | bool = True
-        if _is_classes(prediction, target):
+        if is_classes(prediction, target):
             y = (target[..., None] == jnp.arange(units)).astype(dtype)
             valid = (target >= 0) & (target < units)
             total: Any = 1
@@ -153,12 +126,8 @@ class SoftmaxCrossEntropy(Loss):
         return y, counts, valid
 
 
-def _is_classes(prediction: Any, target: Any) -> bool:
-    return jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == prediction.ndim - 1
-
-
 def _finite_max(z: jax.Array) -> jax.Array:
-    """Max z for the shift, 0 where all of z is -inf (z - max z would be NaN)."""
+    """max z for the shift, 0 where all of z is -inf (z - max z would be NaN)."""
     top = z.max(-1, keepdims=True)
     return jnp.where(top == -jnp.inf, 0, top)
 

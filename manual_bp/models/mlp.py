@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from manual_bp.activations import Activation, relu
+from manual_bp.activation import Activation
+from manual_bp.activations import relu
 from manual_bp.combinators.sequential import Sequential, sequential
 from manual_bp.layers.dense import Dense
 

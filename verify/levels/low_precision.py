@@ -15,10 +15,13 @@ import numpy as np
 
 from verify.arithmetic.numpy import Float64
 from verify.judges import Verdict, is_gradient
+from verify.networks import draw_case
 from verify.report import Report
-from verify.rules import Rule, generator
+from verify.rules import Rule, generator, of_case
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+TOGETHER = 40
+"""Rules in one compilation: fewer, larger programs take less time."""
 
 
 class Ratio(NamedTuple):
@@ -31,40 +34,29 @@ class Ratio(NamedTuple):
     autodiff: float
 
 
-def ratios(rules: list[Rule], dtype: Any, seed: int = 0, draws: int = 1) -> list[Ratio]:
+def ratios(rules: list[Rule], dtype: Any, seed: int = 0) -> list[Ratio]:
     """The ratio for each rule; all are compiled together, since compiling is what costs."""
     drawn = [
-        [
-            jax.tree.map(
-                lambda leaf: _rounded(leaf, dtype), rule.draw(generator(seed, n), "normal")
-            )
-            for n in range(draws)
-        ]
+        jax.tree.map(lambda leaf: _rounded(leaf, dtype), rule.draw(generator(seed), "normal"))
         for rule in rules
     ]
 
     def every(which: str) -> Any:
         functions = [getattr(rule, which) for rule in rules]
-        return jax.jit(
-            lambda arguments: [
-                [function(*each) for each in several]
-                for function, several in zip(functions, arguments, strict=True)
-            ]
-        )
+        run = jax.jit(lambda args: [f(*each) for f, each in zip(functions, args, strict=True)])
+        return run(drawn)
 
-    manual, autodiff = every("manual")(drawn), every("autodiff")(drawn)
+    manual, autodiff = every("manual"), every("autodiff")
     unit = float(jnp.finfo(dtype).eps) / 2
     found = []
-    for rule, several, ours, theirs in zip(rules, drawn, manual, autodiff, strict=True):
-        errors, size = np.zeros(2), 0.0
-        for args, one, other in zip(several, ours, theirs, strict=True):
-            wide = jax.tree.map(_widened, args)
-            exact = rule.programs(wide)[1].run(wide, Float64())
-            errors += [_pooled(one, exact), _pooled(other, exact)]
-            size += _pooled(exact, None)
-        ours_error, theirs_error = np.sqrt(errors)
+    for rule, args, ours, theirs in zip(rules, drawn, manual, autodiff, strict=True):
+        wide = jax.tree.map(_widened, args)
+        exact = rule.programs(wide)[1].run(wide, Float64())
+        ours_error, theirs_error = np.sqrt([_pooled(ours, exact), _pooled(theirs, exact)])
+        size = _pooled(exact, None)
         floor = unit * np.sqrt(size)
-        ratio = ours_error / max(theirs_error, floor)
+        # Both exact, or a gradient of zeros: nothing to divide.
+        ratio = ours_error / max(theirs_error, floor) if ours_error else 0.0
         # Where autodiff gives NaN, a finite error of ours is no worse.
         ratio = 0.0 if not np.isfinite(theirs_error) and np.isfinite(ours_error) else ratio
         found.append(Ratio(rule, jnp.dtype(dtype).name, float(ratio), ours_error, theirs_error))
@@ -101,26 +93,33 @@ def against_float64(rule: Rule, args: Any) -> Verdict:
     return Verdict(not wrong, worst, entries, wrong, "errs more than twice as much as autodiff")
 
 
-def run(report: Report, rules: list[Rule], *, seed: int = 0, draws: int = 4) -> None:
-    """Judge every rule in every dtype."""
+def run(report: Report, rules: list[Rule], *, seed: int = 0, networks: int = 25) -> None:
+    """Judge every rule in every dtype, and random networks beside them."""
     limit, what = "2", "compiled in low precision: pooled error over autodiff's"
     level = report.level("L5 precision", what, limit)
-    with report.working("low precision", len(DTYPES)) as advance:
+    cases = [draw_case(seed, n, most_layers=4, most_wide=32) for n in range(networks)]
+    rules = [*rules, *(of_case(case, every_intermediate=False) for case in cases)]
+    with report.working("precision", len(DTYPES) * len(rules)) as advance:
         for dtype in DTYPES:
-            found = ratios(rules, dtype, seed, draws)
+            found = []
+            for at in range(0, len(rules), TOGETHER):
+                found += ratios(rules[at : at + TOGETHER], dtype, seed)
+                for rule in rules[at : at + TOGETHER]:
+                    advance(f"{jnp.dtype(dtype).name}: {rule.name[:50]}")
             for each in found:
                 failure = f"{each.rule} in {each.dtype}: {each.ratio:.2f}"
                 level.judged(each.ratio <= 2, each.ratio, failure, each.rule.family)
-            values = np.array(
-                [each.ratio for each in found if each.manual > 0 or each.autodiff > 0]
-            )
-            positive = np.maximum(values, 1e-3)
-            level.note(
-                f"{jnp.dtype(dtype).name}: {len(values)} ratios, median {np.median(values):.2f}, "
-                f"geometric mean {np.exp(np.mean(np.log(positive))):.2f}, "
-                f"largest {values.max():.2f}"
-            )
-            advance(jnp.dtype(dtype).name)
+            level.note(f"{jnp.dtype(dtype).name}: {summary(found)}")
+
+
+def summary(found: list[Ratio]) -> str:
+    """Median, geometric mean and largest of the ratios; where both are exact there is none."""
+    values = np.array([each.ratio for each in found if each.manual > 0 and each.ratio > 0])
+    exact = sum(each.manual == 0 for each in found)
+    return (
+        f"{len(values)} ratios, median {np.median(values):.2f}, geometric mean "
+        f"{np.exp(np.mean(np.log(values))):.2f}, largest {values.max():.2f}; {exact} more are exact"
+    )
 
 
 def _rounded(leaf: Any, dtype: Any) -> Any:

@@ -11,11 +11,12 @@ import numpy as np
 import manual_bp as mbp
 from verify import rules
 from verify.arithmetic.numpy import Float64
-from verify.mutants import EQUIVALENT, KILLING_DRAWS, Bench, Mutant, Outcome
+from verify.mutants import EQUIVALENCE_DRAWS, EQUIVALENT, KILLING_DRAWS, Bench, Mutant, Outcome
 from verify.networks import Case
 from verify.other_checkers import passes_allclose, passes_check_grads
 from verify.report import Report
 from verify.rules import Rule
+from verify.specs import activations
 
 WHOLE = (
     Case(mbp.mlp([3, 4, 2]), mbp.SoftmaxCrossEntropy(), (4, 3), seed=(21,)),
@@ -31,14 +32,16 @@ WHOLE = (
     Case(mbp.mlp([3, 2], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), (2048, 3), seed=(25,)),
 )
 """Networks whose programs are mutated whole, at a small batch and at m = 2048."""
+ACTIVATIONS = {kind.__name__ for kind in activations.JAX}
 
 
 def chosen(per_rule: int, seed: int) -> list[tuple[Rule, Bench, list[Mutant]]]:
     """The mutants of every family: all kinds of change, up to a number for each rule."""
     every = rules.of_specs()
-    first = {rule.family: rule for rule in reversed(every)}  # the first sample of each family
-    second = {rule.family: rule for rule in every if rule is not first[rule.family]}
-    picked = [*first.values(), *second.values()]
+    first = rules.one_of_each(every)
+    rest = [rule for rule in every if not any(rule is each for each in first)]
+    second = rules.one_of_each(rest)
+    picked = [*first, *(rule for rule in second if rule.family not in ACTIVATIONS)]
     picked += [rules.of_case(case, every_intermediate=False) for case in WHOLE]
     found = []
     for rule in picked:
@@ -73,10 +76,12 @@ def run(
     started = time.perf_counter()
     classes: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    killed = 0
+    killed = alarms = checks = 0
     work = chosen(per_rule, seed)
     with report.working("mutants", sum(len(mutants) for _, _, mutants in work)) as advance:
         for rule, bench, mutants in work:
+            alarms += len(bench.false_alarms())
+            checks += len(KILLING_DRAWS) + len(EQUIVALENCE_DRAWS)
             for mutant in mutants:
                 if time.perf_counter() - started > seconds:
                     break
@@ -88,6 +93,8 @@ def run(
                 if outcome.killed and killed % compare_every == 0:
                     _compare(others, rule, mutant)
                 advance(f"{rule.name[:30]}: {mutant.primitive} {mutant.kind}")
+    level.judged(not alarms, failure=f"{alarms} false alarms in {checks} checks of right programs")
+    level.note(f"{alarms} false alarms in {checks} checks of right programs")
     level.note(f"{killed} mutants killed of {killed + level.failures.total()} not equivalent")
     for name, count in sorted(classes.items()):
         if name in EQUIVALENT:

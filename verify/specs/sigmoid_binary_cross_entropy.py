@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import optax
-from mpmath import mp
 
 from manual_bp.losses.sigmoid_binary_cross_entropy import SigmoidBinaryCrossEntropy
-from verify.specification import BadInput, LossSpec, Shape
+from verify.specification import BadInput, Edge, LossSpec, Shape
 
 loss = SigmoidBinaryCrossEntropy()
 
@@ -42,6 +42,17 @@ SPECS = (
         draw=lambda rng: loss,
         activation=jax.nn.sigmoid,
         notes_target=lambda loss, y, units: y,
+        edges=(
+            Edge(
+                function="-log(σ(z))",
+                point=(-200.0, 0.0),
+                dtype="float32",
+                stated=(-1.0, -0.5),
+                manual=lambda z: loss.error(z, jnp.ones(2)),
+                autodiff=jax.grad(lambda z: -jnp.log(jax.nn.sigmoid(z)).sum()),
+                recorded=(np.nan, -0.5),
+            ),
+        ),
         errors=(
             BadInput(
                 "targets (m,) against (m, 1)",

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mpmath as mp
 import numpy as np
 import optax
-from mpmath import mp
 
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
-from verify.specification import BadInput, LossSpec, Shape
+from verify.specification import BadInput, Edge, LossSpec, Shape
 
 
 def labels(loss: SoftmaxCrossEntropy, target: Any, units: int) -> Any:
@@ -97,6 +97,21 @@ def _checked(prediction: Shape, target: jax.Array, loss: Any = None) -> Any:
     return lambda: (loss or SoftmaxCrossEntropy()).check(jnp.zeros(prediction), target)
 
 
+def _integer_edge(function: str, z: tuple[float, ...], k: int, stated: Any, recorded: Any) -> Edge:
+    def by_optax(z: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(z, jnp.array(k))
+
+    return Edge(
+        function=function,
+        point=z,
+        dtype="float32",
+        stated=stated,
+        manual=lambda z: SoftmaxCrossEntropy().error(z, jnp.array(k)),
+        autodiff=jax.grad(by_optax),
+        recorded=recorded,
+    )
+
+
 SPECS = (
     LossSpec(
         loss=SoftmaxCrossEntropy,
@@ -113,6 +128,31 @@ SPECS = (
         counts=counts,
         activation=lambda z: jax.nn.softmax(z),
         notes_target=notes_target,
+        edges=(
+            Edge(
+                function="-log(softmax(z)) of class 0",
+                point=(0.0, 200.0),
+                dtype="float32",
+                stated=(-1.0, 1.0),
+                manual=lambda z: SoftmaxCrossEntropy().error(z, jnp.array(0)),
+                autodiff=jax.grad(lambda z: -jnp.log(jax.nn.softmax(z))[0]),
+                recorded=(np.nan, np.nan),
+            ),
+            _integer_edge(
+                "optax's cross-entropy, class 5 of 3: its value is NaN",
+                (0.0, 1.0, 2.0),
+                5,
+                (np.nan, np.nan, np.nan),
+                (0.09, 0.245, 0.665),
+            ),
+            _integer_edge(
+                "optax's cross-entropy, class -1: it takes the last",
+                (0.0, 1.0, 2.0),
+                -1,
+                (np.nan, np.nan, np.nan),
+                (0.09, 0.245, -0.335),
+            ),
+        ),
         errors=(
             BadInput(
                 "floating-point classes",

@@ -1,0 +1,108 @@
+"""Cosine similarity: the angle between prediction and target, whatever their lengths.
+
+For vectors a and y on the last axis, with |v|_ε = max(|v|, √ε), â = a/|a|_ε and ŷ = y/|y|_ε:
+
+    c = â · ŷ,    value = 1 - c
+
+    error = ∂value/∂a = -(ŷ - c â) / |a|       where |a| > √ε
+                      = -ŷ / √ε                where |a| ≤ √ε
+                      = 0                      at a = 0 when ε = 0
+
+Derivation.  ∂|a|/∂a = a/|a| = â, hence ∂â/∂a = (I - â âᵀ)/|a|, symmetric; contract it with ŷ. Below
+√ε the length is a constant. To check by eye: error · a = 0 above √ε, since the value ignores the
+length.
+
+With ε = 0 a zero vector has no direction; stated are value 1, as for a right angle, and error 0
+(x/|x| there is 0/0, and autodiff NaN). At |a| = √ε, a kink, the side of the constant is taken.
+
+Lengths are taken of v/max|v|, so that squares neither overflow nor vanish.
+
+Shapes  prediction a, target y, error: (..., n); value: (...)
+Source  Salton, Wong & Yang (1975), A vector space model for automatic indexing
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.layer import Loss, accumulation_dtype
+from manual_bp.losses._targets import check_same_shape
+
+
+@dataclass(frozen=True)
+class CosineSimilarity(Loss):
+    """1 - cos of the angle between a and y, with error -(ŷ - (â · ŷ) â)/|a|, 0 at a = 0.
+
+    Args:
+        epsilon: ε ≥ 0: what lengths are shorter than √ε count as √ε (optax's epsilon, which bounds
+            the squared length).
+
+    Raises:
+        TypeError, ValueError: for targets whose shape isn't the prediction's.
+
+    Source: Salton, Wong & Yang (1975).
+
+    Example:
+        >>> a, y = jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.array([[0.0, 2.0], [0.0, 2.0]])
+        >>> print(CosineSimilarity().value(a, y))
+        [0.19999999 1.        ]
+        >>> print(CosineSimilarity().error(a, y)[1] == 0)
+        [ True  True]
+    """
+
+    epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon < math.inf:
+            raise ValueError(
+                f"CosineSimilarity: epsilon must be 0 or more, and finite, got {self.epsilon!r}."
+            )
+
+    def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+        dtype = accumulation_dtype(prediction)
+        a_unit, _, _ = self._unit(prediction.astype(dtype))
+        y_unit, _, _ = self._unit(target.astype(dtype))
+        return 1 - (a_unit * y_unit).sum(-1)
+
+    def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+        dtype = accumulation_dtype(prediction)
+        a_unit, length, free = self._unit(prediction.astype(dtype))
+        y_unit, _, _ = self._unit(target.astype(dtype))
+        along = (a_unit * y_unit).sum(-1, keepdims=True) * a_unit
+        if free is not None:
+            along = jnp.where(free, along, 0)
+        return -(y_unit - along) / length
+
+    def check(self, prediction: Any, target: Any) -> None:
+        check_same_shape(self, prediction, target)
+
+    def _unit(self, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """v/|v|_ε; |v|_ε (..., 1); whether |v| > √ε (..., 1), None where that goes without saying.
+
+        With ε = 0 a zero vector is infinitely long: so its unit vector and its error are 0.
+        """
+        if not self.epsilon:
+            length = _length(v, of_zero=jnp.inf)
+            return v / length, length, None
+        length, least = _length(v, of_zero=0), jnp.sqrt(jnp.asarray(self.epsilon, v.dtype))
+        bounded = jnp.maximum(length, least)
+        return v / bounded, bounded, length > least
+
+
+def _length(v: jax.Array, of_zero: float) -> jax.Array:
+    """|v| (..., 1), by squares of v/max|v|."""
+    scale, zero = _scale(v)
+    length = scale * jnp.sqrt(jnp.square(v / scale).sum(-1, keepdims=True))
+    return jnp.where(zero, of_zero, length)
+
+
+def _scale(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """max|v| (..., 1), which cancels in the length, or 1 for a zero vector; which those are."""
+    largest = jnp.abs(v).max(-1, keepdims=True)
+    zero = largest == 0
+    return jnp.where(zero, 1, largest), zero
