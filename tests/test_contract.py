@@ -13,7 +13,7 @@ import pytest
 
 import manual_bp as mbp
 from manual_bp.layer import Combinator, Layer, Loss, Static
-from verify import architectures, engine, no_autodiff, specs
+from verify import architectures, engine, judges, mutants, no_autodiff, rules, specs
 from verify.networks import Case, draw_case
 from verify.specification import LayerSpec
 
@@ -57,6 +57,7 @@ QUADRATIC = LayerSpec(
         [[s * v * v + v for s, v in zip(params.scale, row, strict=True)] for row in x]
     ),
     draw=lambda rng, shape: Quadratic(),
+    exact=lambda layer: True,
 )
 
 
@@ -73,8 +74,13 @@ def test_a_new_layer_is_picked_up_by_networks_judges_and_walk():
         assert cases, "no random network drew the new layer"
         for case in cases:
             found = architectures.judge_case(case)
+            assert found
             assert architectures.first_wrong(found) is None
-            assert any(each.name.startswith("dscale") for each in found)
+        for level in (judges.bounds, judges.rational):
+            rule = rules.of_layer(Quadratic(), (3, 2))
+            assert level(rule, rule.draw(rules.generator(0), "ties")).ok
+        assert any(rule.family == "Quadratic" for rule in rules.of_specs())
+        assert mutants.Bench(rule).mutants()
         network = mbp.sequential(mbp.Dense(3), Quadratic(), mbp.Dense(2))
         steps = mbp.intermediates(network.init(jax.random.key(0), X), X, Y[:4] % 2, network=network)
         assert {"out2", "dout2", "dscale2", "dZ1"} <= set(steps)
@@ -86,7 +92,8 @@ def test_a_wrong_new_layer_is_caught_and_named():
         case = Case(network, mbp.SquaredError(), (4, 3))
         wrong = architectures.first_wrong(architectures.judge_case(case))
         assert wrong is not None
-        assert wrong.name == "dA1"  # the error that leaves the quadratic layer
+        assert wrong.level == "L4 bounds"
+        assert wrong.verdict.first_wrong == "dA1"  # the error that leaves the quadratic layer
 
 
 def test_a_layer_without_a_spec_is_an_error_that_says_so():
@@ -241,8 +248,8 @@ def test_a_walk_may_carry_the_error_by_another_rule():
     dout = jnp.ones_like(out)
     true, _ = NETWORK.backward(params, residuals, dout)
     aligned, _ = NETWORK.walk(visit, dout, params, residuals, other)
-    chex.assert_trees_all_close(aligned[1], true[1])  # the last layer's needs no transport
-    assert not np.allclose(aligned[0].W, true[0].W)
+    chex.assert_trees_all_equal(aligned[1], true[1])  # the last layer's needs no transport
+    assert (aligned[0].W != true[0].W).any()
 
 
 # --- Static, Loss.sweep, settings -----------------------------------------------------------
@@ -305,21 +312,40 @@ class LinearHead(Loss):
         return 0.5 * (error**2).sum(-1), dparams, weighted @ params.V
 
 
+def judge_loss_with_parameters(network, loss, params, x, y, objective):
+    """The bounds' verdict on J and every gradient."""
+
+    def named(value, grads):
+        return {"J": value, **rules.flat("d", grads)}
+
+    rule = rules.Rule(
+        name="a loss with parameters",
+        family="test",
+        manual=lambda p, v: named(*mbp.manual_value_and_grads(p, v, y, network=network, loss=loss)),
+        autodiff=lambda p, v: named(*jax.value_and_grad(lambda q: objective(q, v))(p)),
+        draw=lambda rng, kind: (params, x),
+    )
+    return judges.bounds(rule, (params, x))
+
+
 def test_a_loss_with_parameters_gets_and_gives_its_own():
     network, loss = mbp.sequential(mbp.Dense(5, mbp.tanh), mbp.Dense(3)), LinearHead()
     y = jax.random.normal(jax.random.key(5), (4, 2))
     params = (network.init(jax.random.key(0), X), loss.init(jax.random.key(1), jnp.zeros((4, 3))))
 
-    def objective(params):
+    def objective(params, x=X):
         (p1, p2), head = params
-        z = jnp.tanh(X @ p1.W.T + p1.b) @ p2.W.T + p2.b
+        z = jnp.tanh(x @ p1.W.T + p1.b) @ p2.W.T + p2.b
         return 0.5 * jnp.mean(jnp.sum((z @ head.V.T - y) ** 2, -1))
 
     with jax.enable_x64(True):
         params, wide = jax.tree.map(lambda a: a.astype("float64"), (params, X))
         value, grads = mbp.manual_value_and_grads(params, wide, y, network=network, loss=loss)
         expected_value, expected = jax.value_and_grad(objective)(params)
-        chex.assert_trees_all_close((value, grads), (expected_value, expected), rtol=1e-12)
+        verdict = judge_loss_with_parameters(network, loss, params, wide, y, objective)
+        assert verdict.ok, verdict
+        assert jax.tree.structure(grads) == jax.tree.structure(expected)
+        chex.assert_trees_all_equal_shapes((value, grads), (expected_value, expected))
     with pytest.raises(TypeError, match=r"LinearHead\(\) has parameters: params must be the pair"):
         mbp.manual_grads(list(params), X, y, network=network, loss=loss)
 

@@ -9,6 +9,8 @@ import pytest
 
 from manual_bp import formulas
 from verify import wrong_formulas
+from verify.judges import bounds
+from verify.rules import Rule, flat, generator
 
 RNG = np.random.default_rng(3)
 W = {1: RNG.normal(size=(4, 3)), 2: RNG.normal(size=(2, 4))}
@@ -24,26 +26,43 @@ def cost(W, B):
     return -jnp.mean(jnp.sum(LABELS * log_p, axis=0))
 
 
+def by_formulas(W, B):
+    Z, A = formulas.forward_pass(W, B, X, G)
+    _, dW, db = formulas.backward_pass(W, Z, A, LABELS, G_PRIME)
+    return flat("d", (dW, db))
+
+
+RULE = Rule(
+    name="the notes",
+    family="test",
+    manual=by_formulas,
+    autodiff=lambda W, B: flat("d", jax.grad(cost, argnums=(0, 1))(W, B)),
+    draw=lambda rng, kind: (W, B),
+)
+
+
 def test_the_backward_pass_is_the_gradient():
     with jax.enable_x64(True):
         Z, A = formulas.forward_pass(W, B, X, G)
         dZ, dW, db = formulas.backward_pass(W, Z, A, LABELS, G_PRIME)
         expected_W, expected_b = jax.grad(cost, argnums=(0, 1))(W, B)
         for l in (1, 2):
-            for ours, theirs in ((dW[l], expected_W[l]), (db[l], expected_b[l])):
-                assert ours.shape == theirs.shape
-                apart = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-                assert apart < 64 * np.finfo(np.float64).eps
+            assert dW[l].shape == expected_W[l].shape
+            assert db[l].shape == expected_b[l].shape
             assert dZ[l].shape == Z[l].shape
+    verdict = bounds(RULE, RULE.draw(generator(0), "normal"))
+    assert verdict.ok, verdict
+    assert verdict.entries == sum(each.size for each in (*W.values(), *B.values()))
 
 
 def test_a_step_down_the_gradient_lowers_the_cost():
-    Z, A = formulas.forward_pass(W, B, X, G)
-    _, dW, db = formulas.backward_pass(W, Z, A, LABELS, G_PRIME)
-    step = formulas.gradient_descent_update
-    lower_W = {l: step(W[l], dW[l], 0.1) for l in W}
-    lower_b = {l: step(B[l], db[l], 0.1) for l in B}
-    assert cost(lower_W, lower_b) < cost(W, B)
+    with jax.enable_x64(True):
+        Z, A = formulas.forward_pass(W, B, X, G)
+        _, dW, db = formulas.backward_pass(W, Z, A, LABELS, G_PRIME)
+        step = formulas.gradient_descent_update
+        lower_W = {l: step(W[l], dW[l], 0.1) for l in W}
+        lower_b = {l: step(B[l], db[l], 0.1) for l in B}
+        assert cost(lower_W, lower_b) < cost(W, B)
 
 
 def test_each_formula_by_itself():
@@ -78,6 +97,6 @@ def test_every_wrong_formula_is_caught(name):
 
 def test_the_right_formulas_raise_no_alarm():
     for case in wrong_formulas.CASES:
-        found = wrong_formulas.judge_case(case)
-        assert wrong_formulas.first_wrong(found) is None
-        assert any(np.isfinite(each.relative) for each in found)
+        verdict = wrong_formulas.judge(case)
+        assert verdict.ok, verdict
+        assert verdict.entries > 0

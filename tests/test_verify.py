@@ -1,59 +1,76 @@
 """The judges themselves: they run, they fail when they must, they say what to do."""
 
+import ast
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import find, given, settings
 
 import manual_bp as mbp
 from verify import __main__ as command
-from verify import architectures, interpreter, networks, specs, wrong_formulas
+from verify import architectures, interpreter, networks, specs, strategies, wrong_formulas
 from verify.arithmetic.numpy import Float64
 from verify.forward import judge_layer, judge_loss
 from verify.report import Report
 
 
 def run(*arguments):
-    return command.main([str(each) for each in arguments])
+    return command.main(["--jobs", "1", *map(str, arguments)])
 
 
 def test_the_command_holds_and_writes_json(tmp_path, capsys):
     path = tmp_path / "report.json"
-    only = ["--only", "architectures", "--only", "differences", "--only", "wrong formulas"]
-    assert run("--trials", 8, "--json", path, *only) == 0
+    only = ["--only", "networks", "--only", "differences", "--only", "wrong formulas"]
+    assert run("--trials", 8, "--quick", "--json", path, *only) == 0
     report = json.loads(path.read_text())
     assert report["held"]
-    assert [row["name"] for row in report["rows"]] == [
-        *("architectures", "differences", "wrong formulas")
-    ]
-    assert all(row["count"] > 0 and row["failures"] == 0 for row in report["rows"])
+    assert {"L4 bounds", "differences", "wrong formulas"} <= {
+        level["name"] for level in report["levels"]
+    }
+    assert all(sum(level["counts"].values()) > 0 for level in report["levels"])
+    assert not any(level["failures"] for level in report["levels"])
     assert "all held" in capsys.readouterr().out
 
 
 def test_a_failure_is_reproducible_shrunk_and_named(capsys):
     with wrong_formulas.put_in("transpose missing in dW"):
-        assert run("--trials", 3, "--only", "architectures") == 1
+        assert run("--trials", 3, "--only", "networks") == 1
     out = capsys.readouterr().out
-    assert "architectures FAILED: python -m verify --only architectures --seed 0 --trial" in out
+    assert "FAILED: python -m verify --only networks --seed 0 --trial" in out
     assert "smallest that still fails: sequential(Dense(" in out
     assert "first wrong is dW" in out
-    assert "failed." in out
     number = out.split("--trial ")[1].split("\n")[0]
     with wrong_formulas.put_in("transpose missing in dW"):
-        assert run("--only", "architectures", "--trial", number) == 1
-    assert run("--only", "architectures", "--trial", number) == 0
+        assert run("--only", "networks", "--trial", number) == 1
+    assert run("--only", "networks", "--trial", number) == 0
+
+
+def test_the_budget_ends_a_run_and_the_report_says_so(capsys):
+    assert run("--only", "networks", "--trials", 500, "--budget", 1) == 0
+    assert "the budget ended it before 500" in capsys.readouterr().out
+
+
+def test_two_processes_find_what_one_finds():
+    reports = [Report(), Report()]
+    for jobs, report in enumerate(reports, start=1):
+        architectures.run(report, seed=3, numbers=list(range(24)), jobs=jobs)
+    one, two = ({n: level.counts for n, level in report.levels.items()} for report in reports)
+    assert one == two
+    assert one["L4 bounds"]["networks"] > 20
 
 
 def test_nothing_judged_is_no_success():
     assert not Report().held
 
 
-def test_an_unknown_judge_is_named(capsys):
+def test_an_unknown_stage_is_named(capsys):
     with pytest.raises(SystemExit):
         run("--only", "nonsense")
-    assert "--only 'nonsense' is none of no autodiff, architectures" in capsys.readouterr().err
+    assert "--only 'nonsense' is none of no autodiff, structure" in capsys.readouterr().err
 
 
 def test_the_smallest_failing_network_is_small():
@@ -86,16 +103,6 @@ def test_problems_are_not_special():
             assert (leaf != 0).all()
             assert (leaf != 1).all()
         assert problem.x.dtype == np.float64
-
-
-def test_a_zero_gradient_or_a_missing_intermediate_is_a_difference():
-    ones = {"dW1": np.ones(3)}
-    assert architectures.compare({"dW1": np.zeros(3)}, ones, "j")[0].relative == 1
-    assert architectures.compare(ones, {"dW1": np.zeros(3)}, "j")[0].relative == np.inf
-    assert architectures.compare({"dW1": np.zeros(3)}, {"dW1": np.zeros(3)}, "j")[0].relative == 0
-    assert architectures.compare({}, ones, "j")[0].relative == np.inf
-    assert architectures.compare({"dW1": np.full(3, np.nan)}, ones, "j")[0].relative == np.inf
-    assert architectures.compare({"dW1": np.ones((3, 1))}, ones, "j")[0].relative == np.inf
 
 
 # --- the interpreter ------------------------------------------------------------------------
@@ -137,7 +144,9 @@ def test_the_interpreter_computes_what_jax_does(function):
         jax.tree.leaves(evaluated(function, x)), jax.tree.leaves(expected), strict=True
     ):
         assert ours.shape == theirs.shape
-        assert np.linalg.norm(ours - np.asarray(theirs)) <= 1e-14 * (1 + np.linalg.norm(theirs))
+        assert np.abs(ours - np.asarray(theirs)).max() <= 64 * np.finfo(np.float64).eps * (
+            1 + np.abs(theirs).max()
+        )
 
 
 def test_an_unknown_primitive_is_named_with_the_arithmetic():
@@ -178,11 +187,79 @@ def test_a_hook_may_change_what_an_equation_gives():
 @pytest.mark.parametrize("spec", specs.layers(), ids=lambda spec: spec.layer.__name__)
 def test_forward_equals_its_naive_form(spec):
     for layer, shape in spec.samples:
-        assert judge_layer(layer, shape) < 1e-13
+        verdict = judge_layer(layer, shape)
+        assert verdict.ok, (layer, verdict)
 
 
 @pytest.mark.parametrize("spec", specs.losses(), ids=lambda spec: spec.loss.__name__)
 def test_losses_equal_their_naive_form(spec):
     for loss in spec.samples:
-        assert judge_loss(loss, (5, 4)) < 1e-13
-        assert judge_loss(loss, (2, 3, 2)) < 1e-13
+        for shape in ((5, 4), (2, 3, 2)):
+            verdict = judge_loss(loss, shape)
+            assert verdict.ok, (loss, verdict)
+
+
+@given(strategies.cases())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_any_architecture_holds(case):
+    wrong = architectures.first_wrong(architectures.judge_case(case, every_intermediate=False))
+    assert wrong is None, architectures.describe(wrong)
+
+
+def test_hypothesis_shrinks_to_a_small_architecture():
+    found = find(
+        strategies.cases(),
+        lambda case: networks.describe_size(case.network) >= 2,
+        settings=settings(max_examples=200, deadline=None, derandomize=True, database=None),
+    )
+    assert networks.describe_size(found.network) == 2
+    assert found.x_shape[0] <= 2
+
+
+EXACT = {"rtol", "atol", "decimal", "approx"}
+BEGINNINGS = ("assert_almost", "assert_approx", "isclose")
+
+
+def tolerances(source):
+    """Where a source holds something against a tolerance, by the names that people use for it."""
+    names = (
+        (getattr(node, "lineno", "?"), getattr(node, field, None))
+        for node in ast.walk(ast.parse(source))
+        for field in ("arg", "attr", "id", "name")
+    )
+    return [
+        f"line {line}: {name}"
+        for line, name in names
+        if isinstance(name, str)
+        and (
+            name in EXACT
+            or "allclose" in name
+            or "all_close" in name
+            or name.startswith(BEGINNINGS)
+        )
+    ]
+
+
+def test_no_tolerance_is_set_by_hand():
+    """Gradients are held against a chosen tolerance in one file, which is named for it."""
+    root = pathlib.Path(__file__).parent.parent
+    for path in [*(root / "verify").rglob("*.py"), *(root / "tests").rglob("*.py")]:
+        if path.name != "other_checkers.py":
+            assert tolerances(path.read_text()) == [], path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "np.testing.assert_allclose(a, b)",
+        "np.allclose(a, b)",
+        "from numpy import allclose",
+        "f(a, rtol=1e-3)",
+        "chex.assert_trees_all_close(a, b, atol=1)",
+        "assert a == pytest.approx(b)",
+        "np.testing.assert_almost_equal(a, b, decimal=3)",
+        "jnp.isclose(a, b)",
+    ],
+)
+def test_a_tolerance_would_be_seen(source):
+    assert tolerances(source)

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
             report,
             rules.one_of_each(rules.of_specs(batch=16)),
             seed=seed,
-            networks=3 if quick else 20,
+            networks=2 if quick else 12,
         ),
         "accuracy": lambda: accuracy.run(report, seed=seed),
         "edges": lambda: edges.run(report),

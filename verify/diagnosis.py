@@ -71,6 +71,7 @@ def _causes(
         if isinstance(value, Bounded) and same(mine, value.value):
             yield f"it is {other}"
     yield from _partial(mine, right, same, args)
+    yield from _products(mine, right, same, args)
 
 
 def _factors(mine: np.ndarray, right: np.ndarray, sizes: set[int], same: Any) -> Iterator[str]:
@@ -111,3 +112,19 @@ def _partial(mine: np.ndarray, right: np.ndarray, same: Any, args: Any) -> Itera
         scale = np.divide(mine, right, out=np.ones_like(mine), where=right != 0)
         if same(scale * 1.0, leaf):
             yield "it is multiplied by an argument of that shape once too often"
+
+
+def _products(mine: np.ndarray, right: np.ndarray, same: Any, args: Any) -> Iterator[str]:
+    """Whether right = e M and mine = e Mᵀ, for a square matrix M among the arguments."""
+    for leaf in jax.tree.leaves(args):
+        matrix = np.asarray(leaf)
+        size = mine.shape[-1] if mine.ndim else 0
+        if matrix.shape != (size, size) or matrix.dtype.kind != "f" or size < 2:
+            continue
+        if np.linalg.matrix_rank(matrix) < size:
+            continue
+        rows = right.reshape(-1, size)
+        for once, instead in ((matrix, matrix.T), (matrix.T, matrix)):
+            error = np.linalg.solve(once.T, rows.T).T  # the e of right = e M
+            if same(error @ instead, mine.reshape(-1, size)):
+                yield "a transpose is missing in a product with a square matrix"

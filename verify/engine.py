@@ -57,7 +57,7 @@ def in_order_of_computation(names: list[str]) -> list[str]:
     kinds = ("dA", "dout", "dZ")  # an error arrives, passes g', and only then makes gradients
 
     def place(name: str) -> tuple[int, ...]:
-        digits = re.search(r"[\d.]+$", name)
+        digits = re.search(r"\d+(\.\d+)*$", name)
         return tuple(int(each) for each in digits.group().split(".")) if digits else ()
 
     def key(name: str) -> Any:

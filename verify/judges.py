@@ -44,7 +44,8 @@ def rational(rule: Rule, args: tuple[Any, ...]) -> Verdict:
         return np.asarray(np.not_equal(ours, theirs), bool)
 
     wrong, entries = _first_difference(manual, autodiff, differ)
-    return Verdict(not wrong, np.inf if wrong else 0, entries, wrong, "not equal as fractions")
+    why = "isn't equal as fractions" if wrong else ""
+    return Verdict(not wrong, np.inf if wrong else 0, entries, wrong, why)
 
 
 def digits(rule: Rule, args: tuple[Any, ...], precisions: tuple[int, ...] = (20, 40)) -> Verdict:
@@ -69,7 +70,8 @@ def digits(rule: Rule, args: tuple[Any, ...], precisions: tuple[int, ...] = (20,
         worst = max(worst, kept)
         if kept > 0.5 and not wrong:
             wrong = name
-    return Verdict(not wrong, worst, entries, wrong, "the difference doesn't shrink with precision")
+    why = "differs by what doesn't shrink with precision" if wrong else ""
+    return Verdict(not wrong, worst, entries, wrong, why)
 
 
 def bounds(rule: Rule, args: tuple[Any, ...]) -> Verdict:
@@ -95,7 +97,8 @@ def within_bounds(manual: Mapping[str, Any], autodiff: Mapping[str, Any]) -> Ver
         entries += ours.value.size if is_gradient(name) else 0
         apart, allowed = np.abs(ours.value - theirs.value), ours.bound + theirs.bound
         finite = np.isfinite(apart).all() and np.isfinite(allowed).all()
-        share = np.where(allowed > 0, apart / np.where(allowed > 0, allowed, 1), 0)
+        with np.errstate(all="ignore"):  # infinite shares are shares like others
+            share = np.where(allowed > 0, apart / np.where(allowed > 0, allowed, 1), 0)
         worst = max(worst, float(share.max(initial=0))) if finite else np.inf
         if not (finite and (apart <= allowed).all()) and not wrong:
             wrong = name

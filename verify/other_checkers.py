@@ -7,6 +7,7 @@ that knows no derivative rule at all.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -136,7 +137,45 @@ def passes_check_grads(rule: Rule, run: Callable[[tuple[Any, ...]], Results], ar
 
     primals = jax.tree.map(narrow, free)
     try:
-        jax.test_util.check_vjp(value, value_and_vjp, primals)
+        with np.errstate(all="ignore"):
+            jax.test_util.check_vjp(value, value_and_vjp, primals)
     except AssertionError:
         return False
     return True
+
+
+def compare(counts: Counter[str], rule: Rule, run: Callable[..., Results], args: Any) -> None:
+    """Count what allclose and check_vjp make of a wrong program that the bounds have killed.
+
+    Args:
+        counts: "NAME of" how many it judged, "NAME killed" how many it found wrong.
+        rule: whose program was changed.
+        run: run(program, args, arithmetic), the wrong program in place of the rule's own.
+        args: where.
+    """
+    manual, autodiff = rule.programs(args)
+    arithmetic = Float64()
+
+    def results(args: tuple[Any, ...]) -> Results:
+        return run(manual, args, arithmetic)
+
+    checkers: dict[str, Callable[[], bool]] = {
+        "allclose": lambda: passes_allclose(results(args), autodiff.run(args, arithmetic))
+    }
+    if rule.cotangent is not None:
+        checkers["check_vjp"] = lambda: passes_check_grads(rule, results, args)
+    for name, passes in checkers.items():
+        counts[f"{name} of"] += 1
+        try:
+            counts[f"{name} killed"] += not passes()
+        except (ArithmeticError, ValueError, TypeError):
+            counts[f"{name} killed"] += 1  # it doesn't even run
+
+
+def in_words(counts: Counter[str]) -> str:
+    """How many wrong programs each checker killed."""
+    return (
+        f"allclose to 1e-5 kills {counts['allclose killed']} of {counts['allclose of']}, "
+        f"jax.test_util.check_vjp in float32 {counts['check_vjp killed']} of "
+        f"{counts['check_vjp of']}"
+    )

@@ -106,9 +106,9 @@ def run(report: Report, *, quick: bool = False) -> None:
         name = np.dtype(dtype).name
         what = f"digits: loss curves of {COMPARED} steps beside jax.grad's: roundings apart"
         level = report.level(f"digits {name}", what, f"{MOST_ROUNDINGS}")
-        with report.working(f"digits {name}", steps) as advance:
-            with jax.enable_x64(dtype == np.float64):
-                result = train(steps, dtype, advance)
+        wide = jax.enable_x64(dtype == np.float64)
+        with report.working(f"digits {name}", steps) as advance, wide:
+            result = train(steps, dtype, advance)
         manual, autodiff = result.manual[:COMPARED], result.autodiff[:COMPARED]
         apart = float(np.max(np.abs(manual - autodiff) / np.abs(autodiff)))
         roundings = apart / units[dtype]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from verify import judges
@@ -32,7 +33,7 @@ class Result:
     judged: tuple[str, ...]
     """What was judged, with the figure of each judge."""
     first_wrong: str = ""
-    """The first wrong leaf: "dW", "dx", "d[0].b", ..."""
+    """The first wrong leaf: "out", "dparams.W", "dparams.0.b", "dx", ..."""
     why: str = ""
     cause: str = ""
     """The likely cause, "" when none of the known ones fits."""
@@ -96,12 +97,11 @@ def check(
     def manual(params: Any, x: Any, dout: Any) -> dict[str, Any]:
         out, residuals = forward(params, x)
         dparams, dx = _pair(backward(params, residuals, dout), "backward", "(dparams, dx)")
-        return {**flat("out", out), **flat("dparams", dparams), **flat("dx", dx)}
+        return {**flat("out", out), **_gradients(dparams, params, dx, x)}
 
     def autodiff(params: Any, x: Any, dout: Any) -> dict[str, Any]:
         out, pull = jax.vjp(lambda p, v: forward(p, v)[0], params, x)
-        dparams, dx = pull(dout)
-        return {**flat("out", out), **flat("dparams", dparams), **flat("dx", dx)}
+        return {**flat("out", out), **_gradients(*_beside(pull(dout), (params, x)))}
 
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
         dout = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), out)
@@ -166,6 +166,27 @@ def check_grads(
 
     rule = Rule("your gradient", "your gradient", manual, autodiff, draw)
     return _judge(rule, seed, "verify.check_grads(manual_fn, loss_fn, params, *args")
+
+
+def _gradients(dparams: Any, params: Any, dx: Any, x: Any) -> dict[str, Any]:
+    """The gradients by name, those of integers (tokens, masks) left out: they have none."""
+    named = {**flat("dparams", dparams), **flat("dx", dx)}
+    of = {**flat("dparams", params), **flat("dx", x)}
+    for name in of:
+        if name not in named:
+            raise TypeError(
+                f"backward returned {sorted(named)}, expected gradients nested like params and x, "
+                f"{sorted(of)}"
+            )
+    return {name: each for name, each in named.items() if name not in of or _is_float(of[name])}
+
+
+def _beside(pulled: Any, primals: Any) -> tuple[Any, ...]:
+    return pulled[0], primals[0], pulled[1], primals[1]
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
 def _judge(rule: Rule, seed: int, call: str) -> Result:

@@ -15,7 +15,7 @@ length.
 With ε = 0 a zero vector has no direction; stated are value 1, as for a right angle, and error 0
 (x/|x| there is 0/0, and autodiff NaN). At |a| = √ε, a kink, the side of the constant is taken.
 
-Lengths are taken of v/max|v|, so that squares neither overflow nor vanish.
+Very long and very short vectors are scaled first, so that squares neither overflow nor vanish.
 
 Shapes  prediction a, target y, error: (..., n); value: (...)
 Source  Salton, Wong & Yang (1975), A vector space model for automatic indexing
@@ -95,14 +95,15 @@ class CosineSimilarity(Loss):
 
 
 def _length(v: jax.Array, of_zero: float) -> jax.Array:
-    """|v| (..., 1), by squares of v/max|v|."""
-    scale, zero = _scale(v)
-    length = scale * jnp.sqrt(jnp.square(v / scale).sum(-1, keepdims=True))
-    return jnp.where(zero, of_zero, length)
-
-
-def _scale(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """max|v| (..., 1), which cancels in the length, or 1 for a zero vector; which those are."""
+    """|v| (..., 1), by squares that neither overflow nor vanish."""
     largest = jnp.abs(v).max(-1, keepdims=True)
-    zero = largest == 0
-    return jnp.where(zero, 1, largest), zero
+    scale = _scale(largest)
+    length = scale * jnp.sqrt(jnp.square(v / scale).sum(-1, keepdims=True))
+    return jnp.where(largest == 0, of_zero, length)
+
+
+def _scale(largest: jax.Array) -> jax.Array:
+    """A power of two, by which nothing is rounded: 1 but where squares would leave the range."""
+    bits = jnp.finfo(largest.dtype).maxexp  # floats reach from 2^-bits to 2^bits
+    safe, far = 2.0 ** (3 * bits // 8), 2.0 ** (5 * bits // 8)
+    return jnp.where(largest > safe, far, jnp.where(largest < 1 / safe, 1 / far, 1))

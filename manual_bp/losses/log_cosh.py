@@ -9,6 +9,8 @@ Derivation.  (log cosh)' = sinh/cosh = tanh. Two forms of log cosh r, each accur
     |r| ≤ 1:  cosh r - 1 = ½ e^{|r|} (1 - e^{-|r|})²,  log cosh r = log(1 + ½ e^{|r|} (…)²)
     |r| > 1:  cosh r = ½ e^{|r|} (1 + e^{-2|r|}),      log cosh r = |r| + log(1 + e^{-2|r|}) - ln 2
 
+and tanh r = sign(r) (1 - e^{-2|r|}) / (1 + e^{-2|r|}).
+
 The first keeps its relative accuracy down to ½ r² (the second would subtract ln 2 from ln 2); the
 second never overflows.
 
@@ -50,7 +52,9 @@ class LogCosh(Loss):
         return jnp.where(distance <= 1, near, far).sum(-1)
 
     def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        return jnp.tanh(prediction.astype(accumulation_dtype(prediction)) - target)
+        r = prediction.astype(accumulation_dtype(prediction)) - target
+        twice = -2 * jnp.abs(r)
+        return jnp.sign(r) * -jnp.expm1(twice) / (1 + jnp.exp(twice))
 
     def check(self, prediction: Any, target: Any) -> None:
         check_same_shape(self, prediction, target)

@@ -26,6 +26,16 @@ _sign = np.frompyfunc(lambda a: Fraction((a > 0) - (a < 0)), 1, 1)
 _power = np.frompyfunc(lambda a, y: a**y, 2, 1)
 
 
+def _divide(a: Any, b: Any) -> Any:
+    """a/b; by zero what floats give, since a selection may leave it out."""
+    if b == 0:
+        return math.nan if a == 0 or a != a else math.copysign(math.inf, a)
+    return a / b
+
+
+_quotient = np.frompyfunc(_divide, 2, 1)
+
+
 def elements(array: Any) -> np.ndarray:
     """An object array, also where NumPy has made a single object of it."""
     out = np.empty(np.shape(array), object)
@@ -48,7 +58,7 @@ EXACT: dict[str, Primitive] = {
     "add_any": lambda params, a, b: elements(a + b),
     "sub": lambda params, a, b: elements(a - b),
     "mul": lambda params, a, b: elements(a * b),
-    "div": lambda params, a, b: elements(a / b),
+    "div": lambda params, a, b: elements(_quotient(a, b)),
     "neg": lambda params, a: elements(-a),
     "abs": lambda params, a: elements(abs(a)),
     "max": lambda params, a, b: elements(np.maximum(a, b)),

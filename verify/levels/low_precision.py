@@ -20,7 +20,7 @@ from verify.report import Report
 from verify.rules import Rule, generator, of_case
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-TOGETHER = 40
+TOGETHER = 20
 """Rules in one compilation: fewer, larger programs take less time."""
 
 
@@ -98,13 +98,15 @@ def run(report: Report, rules: list[Rule], *, seed: int = 0, networks: int = 25)
     limit, what = "2", "compiled in low precision: pooled error over autodiff's"
     level = report.level("L5 precision", what, limit)
     cases = [draw_case(seed, n, most_layers=4, most_wide=32) for n in range(networks)]
-    rules = [*rules, *(of_case(case, every_intermediate=False) for case in cases)]
-    with report.working("precision", len(DTYPES) * len(rules)) as advance:
-        for dtype in DTYPES:
+    whole = [of_case(case, every_intermediate=False) for case in cases]
+    work = {dtype: [*rules, *whole] for dtype in DTYPES}
+    work[jnp.float16] = rules  # whole networks leave float16's range
+    with report.working("precision", sum(map(len, work.values()))) as advance:
+        for dtype, judged in work.items():
             found = []
-            for at in range(0, len(rules), TOGETHER):
-                found += ratios(rules[at : at + TOGETHER], dtype, seed)
-                for rule in rules[at : at + TOGETHER]:
+            for at in range(0, len(judged), TOGETHER):
+                found += ratios(judged[at : at + TOGETHER], dtype, seed)
+                for rule in judged[at : at + TOGETHER]:
                     advance(f"{jnp.dtype(dtype).name}: {rule.name[:50]}")
             for each in found:
                 failure = f"{each.rule} in {each.dtype}: {each.ratio:.2f}"

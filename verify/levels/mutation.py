@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
-
-import numpy as np
 
 import manual_bp as mbp
 from verify import rules
-from verify.arithmetic.numpy import Float64
 from verify.mutants import EQUIVALENCE_DRAWS, EQUIVALENT, KILLING_DRAWS, Bench, Mutant, Outcome
 from verify.networks import Case
-from verify.other_checkers import passes_allclose, passes_check_grads
+from verify.other_checkers import compare, in_words
 from verify.report import Report
 from verify.rules import Rule
 from verify.specs import activations
@@ -91,7 +87,8 @@ def run(
                 level.judged(held, failure=_line(rule, outcome), family=rule.family)
                 killed += outcome.killed
                 if outcome.killed and killed % compare_every == 0:
-                    _compare(others, rule, mutant)
+                    kind, draw = KILLING_DRAWS[0]
+                    compare(others, rule, mutant.run, rule.draw(rules.generator(draw), kind))
                 advance(f"{rule.name[:30]}: {mutant.primitive} {mutant.kind}")
     level.judged(not alarms, failure=f"{alarms} false alarms in {checks} checks of right programs")
     level.note(f"{alarms} false alarms in {checks} checks of right programs")
@@ -99,37 +96,10 @@ def run(
     for name, count in sorted(classes.items()):
         if name in EQUIVALENT:
             level.note(f"{count} compute the same function, {name}: {EQUIVALENT[name].reason}")
-    if others["allclose of"]:
-        level.note(
-            "the same mutants under other people's checkers: allclose to 1e-5 kills "
-            f"{others['allclose killed']} of {others['allclose of']}, jax.test_util.check_vjp in "
-            f"float32 {others['check_vjp killed']} of {others['check_vjp of']}"
-        )
+    if others:
+        level.note(f"the same mutants under other people's checkers: {in_words(others)}")
 
 
 def _line(rule: Rule, outcome: Outcome) -> str:
     why = outcome.why or "computes the same function and no class lists it"
     return f"{rule}: {outcome.mutant}: {why}"
-
-
-def _compare(others: Counter[str], rule: Rule, mutant: Mutant) -> None:
-    """What allclose and check_vjp make of a mutant that the bounds kill."""
-    kind, seed = KILLING_DRAWS[0]
-    args = rule.draw(rules.generator(seed), kind)
-    manual, autodiff = rule.programs(args)
-    arithmetic = Float64()
-
-    def results(args: tuple) -> dict[str, np.ndarray]:
-        return mutant.run(manual, args, arithmetic)
-
-    checkers: dict[str, Any] = {
-        "allclose": lambda: passes_allclose(results(args), autodiff.run(args, arithmetic))
-    }
-    if rule.cotangent is not None:
-        checkers["check_vjp"] = lambda: passes_check_grads(rule, results, args)
-    for name, passes in checkers.items():
-        others[f"{name} of"] += 1
-        try:
-            others[f"{name} killed"] += not passes()
-        except (ArithmeticError, ValueError, TypeError):
-            others[f"{name} killed"] += 1  # it doesn't even run
