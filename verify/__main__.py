@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trial", type=int, help="one random network alone, by its number")
     parser.add_argument("--only", action="append", metavar="NAME", help="this stage; repeatable")
     parser.add_argument(
-        "--budget", type=float, default=210, metavar="SECONDS", help="when to stop (210)"
+        "--budget", type=float, default=215, metavar="SECONDS", help="when to stop (215)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")

@@ -60,7 +60,7 @@ def judge_case(case: Case, *, every_intermediate: bool = True, deep: bool = Fals
     size = products(case, problem)
     if rule.exact and size <= MOST_PRODUCTS["L2 fractions"]:
         found.append(Finding("L2 fractions", judges.rational(rule, on_lattice(rule, case))))
-    elif deep and size <= MOST_PRODUCTS["L3 digits"]:
+    elif not found or (deep and size <= MOST_PRODUCTS["L3 digits"]):
         found.append(Finding("L3 digits", judges.digits(rule, tuple(problem))))
     return found
 
@@ -127,7 +127,7 @@ LEVELS = {
 
 
 def judge_numbers(seed: int, numbers: list[int]) -> list[tuple[int, list[Finding]]]:
-    """The findings on the cases of these numbers: every second one with all intermediates, every
+    """The findings on the cases of these numbers: every third one with all intermediates, every
     fourth smooth one with growing precision, a single one with both.
     """
     alone = len(numbers) == 1
@@ -136,7 +136,7 @@ def judge_numbers(seed: int, numbers: list[int]) -> list[tuple[int, list[Finding
             number,
             judge_case(
                 draw_case(seed, number),
-                every_intermediate=number % 2 == 0 or alone,
+                every_intermediate=number % 3 == 0 or alone,
                 deep=number % 4 == 1 or alone,
             ),
         )
@@ -154,22 +154,18 @@ class Networks:
     """
 
     def __init__(self, seed: int, numbers: list[int], jobs: int) -> None:
-        self.seed, self.total, self.jobs = seed, len(numbers), jobs
+        self.seed, self.total = seed, len(numbers)
         self._chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
-        self._found: list[tuple[int, list[Finding]]] = []
-        self._running: list[Future[Any]] = []
-        spawn = multiprocessing.get_context("spawn")  # a forked JAX may hang
-        self._pool = ProcessPoolExecutor(jobs - 1, spawn) if jobs > 1 and self._chunks else None
-        self._feed()
-
-    def _feed(self) -> None:
-        """Keep every process busy with a chunk, and one more waiting."""
-        for future in [each for each in self._running if each.done()]:
-            self._running.remove(future)
-            self._found += future.result()
-        while self._pool and self._chunks and len(self._running) < 2 * (self.jobs - 1):
-            chunk = self._chunks.pop(0)
-            self._running.append(self._pool.submit(judge_numbers, self.seed, chunk))
+        self._pool = None
+        self._handed: list[tuple[list[int], Future[Any]]] = []
+        if jobs > 1 and self._chunks:
+            # Spawned, since a forked JAX may hang; all at once, since it works while we do others.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(jobs - 1, context)
+            self._handed = [
+                (chunk, self._pool.submit(judge_numbers, seed, chunk)) for chunk in self._chunks
+            ]
+            self._chunks = []
 
     def finish(self, report: Report, deadline: float) -> None:
         """Judge the rest, as much as the time allows, and report all that was found.
@@ -179,22 +175,33 @@ class Networks:
             deadline: on the clock of time.perf_counter; chunks under way are finished.
         """
         started, entries = time.perf_counter(), 0
+        found: list[tuple[int, list[Finding]]] = []
         with report.working("networks", self.total) as advance:
             shown = 0
-            while self._chunks or self._running:
-                if time.perf_counter() > deadline:
+            while self._chunks or self._handed:
+                late = time.perf_counter() > deadline
+                for chunk, future in [each for each in self._handed if each[1].done()]:
+                    self._handed.remove((chunk, future))
+                    found += [] if future.cancelled() else future.result()
+                # The last one that the other processes haven't begun is ours.
+                for chunk, future in reversed(self._handed):
+                    if future.cancel():
+                        self._handed.remove((chunk, future))
+                        self._chunks.append(chunk)
+                        if not late:
+                            break
+                if late:
                     self._chunks.clear()
-                self._feed()
                 if self._chunks:
-                    self._found += judge_numbers(self.seed, self._chunks.pop(0))
-                elif self._running:
-                    wait(self._running, return_when=FIRST_COMPLETED)
-                for _ in range(len(self._found) - shown):
+                    found += judge_numbers(self.seed, self._chunks.pop())
+                elif self._handed:
+                    wait([future for _, future in self._handed], return_when=FIRST_COMPLETED)
+                for _ in range(len(found) - shown):
                     advance()
-                shown = len(self._found)
+                shown = len(found)
         if self._pool:
             self._pool.shutdown()
-        for number, findings in sorted(self._found):
+        for number, findings in sorted(found, key=lambda each: each[0]):
             wrong = first_wrong(findings)
             failure = (
                 "" if wrong is None else explain(draw_case(self.seed, number), self.seed, number)
@@ -203,7 +210,7 @@ class Networks:
                 entries += verdict.entries if name == "L4 bounds" else 0
                 level = report.level(name, *LEVELS[name])
                 level.judged(verdict.ok, verdict.figure, failure, "networks")
-        judged = len(self._found)
+        judged = len(found)
         report.level("L4 bounds", *LEVELS["L4 bounds"]).note(
             f"{judged} random networks, {entries} entries of gradients within their bounds"
             + ("" if judged == self.total else f"; the budget ended it before {self.total}")

@@ -53,7 +53,8 @@ class Multiprecision(Arithmetic):
 
     def __init__(self, digits: int) -> None:
         self.digits = digits
-        self.mp = m = mpmath.MPContext()
+        m: Any = mpmath.MPContext()
+        self.mp = m
         m.dps = digits
         self._number = np.frompyfunc(m.mpf, 1, 1)
         self._float = np.frompyfunc(float, 1, 1)
@@ -64,11 +65,12 @@ class Multiprecision(Arithmetic):
             ufunc = np.frompyfunc(function, 1, 1)
             return lambda params, a: elements(ufunc(a))
 
+        zero: Any = m.mpf(0)
         power = np.frompyfunc(m.power, 2, 1)
         self.primitives = {  # pyright: ignore[reportAttributeAccessIssue]
             **EXACT,
             "reduce_sum": lambda params, a: elements(
-                np.sum(a, axis=tuple(params["axes"]), initial=m.mpf(0))
+                np.sum(a, axis=tuple(params["axes"]), initial=zero)
             ),
             "sign": each(m.sign),
             "is_finite": lambda params, a: np.asarray(np.frompyfunc(m.isfinite, 1, 1)(a), bool),

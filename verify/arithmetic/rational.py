@@ -45,7 +45,8 @@ def elements(array: Any) -> np.ndarray:
 
 def total(params: Any, a: np.ndarray) -> np.ndarray:
     """reduce_sum for objects; an empty sum is a Fraction too."""
-    return elements(np.sum(a, axis=tuple(params["axes"]), initial=Fraction(0)))
+    zero: Any = Fraction(0)
+    return elements(np.sum(a, axis=tuple(params["axes"]), initial=zero))
 
 
 def compare(function: np.ufunc) -> Primitive:
