@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         "agreement": lambda: agreement.run(report, every, seed=seed),
         "forward": lambda: agreement.run_forward(report),
         "lattice": lambda: lattice.run(
-            report, seed=seed, programs=3 if quick else 25, draws=10 if quick else 20
+            report, seed=seed, programs=3 if quick else 15, draws=10 if quick else 34
         ),
         "precision": lambda: low_precision.run(
             report,

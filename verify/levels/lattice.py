@@ -115,7 +115,7 @@ def run(report: Report, *, seed: int, programs: int, draws: int) -> None:
             for draw in range(draws):
                 level.judged(draw >= wrong, float(wrong), f"{rule}, seed {seed}", "networks")
             advance(rule.name[:60])
-    level.note(f"{len(found)} compiled networks, {total} entries compared")
+    level.note(f"{2 * len(found)} compilations, {len(found)} networks, {total} entries compared")
 
 
 def _as_float32(leaf: Any) -> Any:
