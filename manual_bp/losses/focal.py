@@ -15,8 +15,9 @@ For y = 1 the value is -α q^γ log p. γ = 0 without α is the cross-entropy it
 Derivation.  p' = p q and q' = -p q, hence H' = p - y = (1 - y) p - y q and w' = (1 - 2y) p q; then
 (w^γ H)' = w^γ (H' + γ (w'/w) H).
 
-Where z is large, p or q rounds to 0 and w^γ and p q / w are 0/0. Their logarithms are not: log q =
--softplus(z), and for y = 1, log w = log q. So w^γ = exp(γ log w), and p q / w likewise.
+Where |z| is large p or q is rounded to 0; for y = 0 or 1 so is w, and p q / w is 0/0. Their
+logarithms stay: log p = min(z, 0) - log(1 + e^{-|z|}), log q = log p - z, and for y = 1, log w =
+log q. So p q / w = exp(log p + log q - log w), and w^γ = exp(γ log w), precise near w = 1 too.
 
 Shapes  prediction z, target y, error: (..., n); value: (...)
 Source  Lin, Goyal, Girshick, He & Dollár (2017), arXiv:1708.02002

@@ -6,8 +6,8 @@ For r = a - y, summed over the units:
 
 Derivation.  (log cosh)' = sinh/cosh = tanh. Two forms of log cosh r, each accurate on its side:
 
-    |r| ≤ 1:  cosh r - 1 = ½ e^{|r|} (1 - e^{-|r|})²,  log cosh r = log(1 + ½ e^{|r|} (…)²)
-    |r| > 1:  cosh r = ½ e^{|r|} (1 + e^{-2|r|}),      log cosh r = |r| + log(1 + e^{-2|r|}) - ln 2
+    |r| ≤ 1:  cosh r - 1 = ½ e^r (1 - e^{-r})²,    log cosh r = log(1 + ½ e^r (1 - e^{-r})²)
+    |r| > 1:  cosh r = ½ e^{|r|} (1 + e^{-2|r|}),  log cosh r = |r| + log(1 + e^{-2|r|}) - ln 2
 
 and tanh r = sign(r) (1 - e^{-2|r|}) / (1 + e^{-2|r|}).
 
@@ -45,8 +45,8 @@ class LogCosh(Loss):
     """
 
     def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        distance = jnp.abs(prediction.astype(accumulation_dtype(prediction)) - target)
-        small = jnp.minimum(distance, 1)
+        r = prediction.astype(accumulation_dtype(prediction)) - target
+        distance, small = jnp.abs(r), jnp.clip(r, -1, 1)
         near = jnp.log1p(0.5 * jnp.exp(small) * jnp.square(jnp.expm1(-small)))
         far = distance + jnp.log1p(jnp.exp(-2 * distance)) - 0.6931471805599453  # ln 2
         return jnp.where(distance <= 1, near, far).sum(-1)

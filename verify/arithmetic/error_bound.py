@@ -234,10 +234,15 @@ def _compare(function: np.ufunc) -> Primitive:
 
 
 def _extreme(function: np.ufunc) -> Primitive:
-    """max and min are 1-Lipschitz in the largest change of an argument."""
-    return lambda params, a, b: Bounded(
-        function(a.value, b.value), np.maximum(*np.broadcast_arrays(a.bound, b.bound))
-    )
+    """max and min: the winner's bound where it wins for sure, the larger one elsewhere."""
+
+    def primitive(params: Any, a: Bounded, b: Bounded) -> Bounded:
+        value = function(a.value, b.value)
+        sure = np.abs(a.value - b.value) > a.bound + b.bound
+        winner = np.where(value == a.value, a.bound, b.bound)
+        return Bounded(value, np.where(sure, winner, np.maximum(a.bound, b.bound)))
+
+    return primitive
 
 
 def _reduce_extreme(function: Any) -> Primitive:

@@ -39,6 +39,7 @@ SPECS = (
         target=target,
         draw=lambda rng: loss,
         exact=lambda loss: True,
+        smooth=lambda loss: False,
         edges=(
             Edge(
                 function="|a - y| at a = y",

@@ -330,6 +330,7 @@ def _spec(kind: type[Activation]) -> LayerSpec:
         draw=draw,
         shrink=lambda layer: iter(() if kind is table.Identity else (table.identity,)),
         exact=is_exact,
+        smooth=lambda layer: kind not in KINKED,
         edges=EDGES.get(kind, ()),
         errors=ERRORS.get(kind, ()),
     )

@@ -39,8 +39,9 @@ def naive(loss: Focal, z: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def target(rng: np.random.Generator, loss: Focal, shape: Shape) -> np.ndarray:
-    """Yes and no, or shares in between."""
-    return (rng.random(shape) < 0.4) * 1.0 if rng.random() < 0.6 else rng.random(shape)
+    """Yes and no, and shares in between."""
+    y = rng.random(shape)
+    return np.where(rng.random(shape) < 0.6, y < 0.4, y)
 
 
 def draw(rng: np.random.Generator) -> Focal:

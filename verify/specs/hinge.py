@@ -37,6 +37,7 @@ SPECS = (
         target=target,
         draw=lambda rng: loss,
         exact=lambda loss: True,
+        smooth=lambda loss: False,
         edges=(
             Edge(
                 function="max(0, 1 - z) within the margin, on it and beyond",

@@ -47,6 +47,7 @@ SPECS = (
         target=target,
         draw=lambda rng: Huber(delta=float(rng.choice([1.0, 0.5, 0.25, 2.0, 0.3, 1.7]))),
         exact=is_exact,
+        smooth=lambda loss: False,
         edges=(
             Edge(
                 function="Huber(1) at 0, where the pieces meet, and beyond",

@@ -55,6 +55,7 @@ SPECS = (
         target=target,
         draw=lambda rng: loss,
         exact=lambda loss: True,
+        smooth=lambda loss: False,
         edges=(
             _edge(
                 "multiclass hinge, class 0, a rival on the margin",

@@ -52,6 +52,15 @@ SPECS = (
                 autodiff=jax.grad(lambda z: -jnp.log(jax.nn.sigmoid(z)).sum()),
                 recorded=(np.nan, -0.5),
             ),
+            Edge(
+                function="sigmoid binary cross-entropy of a yes",
+                point=(20.0, 30.0),
+                dtype="float32",
+                stated=(-2.06e-09, -9.36e-14),
+                manual=lambda z: loss.error(z, jnp.ones(2)),
+                autodiff=jax.grad(lambda z: optax.sigmoid_binary_cross_entropy(z, 1.0).sum()),
+                recorded=(-2.06e-09, -9.36e-14),
+            ),
         ),
         errors=(
             BadInput(
