@@ -51,22 +51,23 @@ def rational(rule: Rule, args: tuple[Any, ...]) -> Verdict:
 def digits(rule: Rule, args: tuple[Any, ...], precisions: tuple[int, ...] = (20, 40)) -> Verdict:
     """L3: both programs at growing precision; their difference must shrink with it.
 
-    Of each result the largest difference relative to its largest entry is taken. From d to d'
-    digits it must lose at least half of the d' - d decades: right formulas lose all of them, wrong
-    ones none. The figure is the largest share of the decades that was not lost.
+    Of each result the largest difference is taken. From d to d' digits it must lose at least half
+    of the d' - d decades: right formulas lose all of them, wrong ones none. The figure is the
+    largest share of the decades that was not lost.
     """
-    differences = [_differences(rule, args, Multiprecision(each)) for each in precisions]
-    entries = sum(count for _, count in differences[0].values())
+    found = [_differences(rule, args, Multiprecision(each)) for each in precisions]
+    entries = sum(each.entries for each in found[0].values())
     wrong, worst = "", 0.0
-    for name in in_order_of_computation(list(differences[0])):
-        sizes = [each[name][0] for each in differences]
-        gained = precisions[-1] - precisions[0]
-        if sizes[-1] == 0:
+    gained = precisions[-1] - precisions[0]
+    for name in in_order_of_computation(list(found[0])):
+        first, last = found[0][name], found[-1][name]
+        if last.apart == 0:
             continue
         # A difference below the first precision's unit may be 0 there by luck.
-        first = max(sizes[0], 10.0 ** -precisions[0])
-        lost = np.log10(first) - np.log10(sizes[-1]) if np.isfinite(sizes).all() else -np.inf
-        kept = 1 - float(lost) / gained
+        before = max(first.apart, first.size * 10.0 ** -precisions[0])
+        kept = np.inf
+        if before > 0 and np.isfinite(before) and np.isfinite(last.apart):
+            kept = 1 - float(np.log10(before) - np.log10(last.apart)) / gained
         worst = max(worst, kept)
         if kept > 0.5 and not wrong:
             wrong = name
@@ -139,23 +140,28 @@ def _run(rule: Rule, args: tuple[Any, ...], arithmetic: Arithmetic) -> tuple[Any
     return manual.run(args, arithmetic), autodiff.run(args, arithmetic)
 
 
+class _Difference(NamedTuple):
+    """The largest difference of a result, its largest entry, and how many entries it has."""
+
+    apart: float
+    size: float
+    entries: int
+
+
 def _differences(
     rule: Rule, args: tuple[Any, ...], arithmetic: Multiprecision
-) -> dict[str, tuple[float, int]]:
+) -> dict[str, _Difference]:
     manual, autodiff = _run(rule, args, arithmetic)
     found = {}
     for name in _in_order(manual, autodiff):
-        if name not in manual or name not in autodiff:
-            found[name] = (np.inf, 0)
-            continue
-        ours, theirs = np.asarray(manual[name]), np.asarray(autodiff[name])
-        if ours.shape != theirs.shape:
-            found[name] = (np.inf, 0)
+        ours, theirs = np.asarray(manual.get(name)), np.asarray(autodiff.get(name))
+        if name not in manual or name not in autodiff or ours.shape != theirs.shape:
+            found[name] = _Difference(np.inf, 0.0, 0)
             continue
         apart = max((abs(each) for each in np.ravel(ours - theirs)), default=0)
         size = max((abs(each) for each in np.ravel(theirs)), default=0)
-        count = ours.size if is_gradient(name) else 0
-        found[name] = (float(apart / size) if size else float(apart), count)
+        entries = ours.size if is_gradient(name) else 0
+        found[name] = _Difference(float(apart), float(size), entries)
     return found
 
 

@@ -390,13 +390,13 @@ EQUIVALENT: dict[str, Class] = {
         lambda m: m.primitive == "reduce_sum" and m.kind.startswith(("made a", "over axis")),
     ),
     "even function": Class(
-        "only an even function uses it: a square, an absolute value, the slope of a sigmoid",
+        "only an even function uses it: a square, an absolute value, log cosh, σ'",
         lambda m: (
             m.kind == "scaled by -1"
             and (
                 m.consumers <= {"square", "abs", "integer_pow"}
                 or m.function in ("_sigmoid_slope", "derivative", "_inner")
-                or m.primitive == "min"
+                or (m.function == "value" and m.primitive in ("sub", "min", "max"))
             )
         ),
     ),
