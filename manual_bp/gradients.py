@@ -350,20 +350,18 @@ def _without_idle_infinities(x: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.where(idle & ~jnp.isfinite(x), 0, x)
 
 
+_found_units: dict[Any, int] = {}
+
+
 def _units(params: Tree, x: Any, taken: dict[str, Any], network: Layer | None, loss: Loss) -> int:
     """Size of the prediction's last axis, found once for each set of shapes."""
     leaves, structure = jax.tree.flatten((params, x, taken))
-    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    return _units_of_shapes(structure, shapes, network, loss)
+    key = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves), network, loss)
+    if key not in _found_units:
 
+        def forward(params: Tree, x: jax.Array, taken: dict[str, Any]) -> jax.Array:
+            opened, tree, _ = open_params(params, network, loss)
+            return opened.forward(tree, x, **taken)[0]
 
-@functools.lru_cache(maxsize=1024)
-def _units_of_shapes(
-    structure: Any, shapes: tuple[Any, ...], network: Layer | None, loss: Loss
-) -> int:
-    def forward(params: Tree, x: jax.Array, taken: dict[str, Any]) -> jax.Array:
-        opened, tree, _ = open_params(params, network, loss)
-        return opened.forward(tree, x, **taken)[0]
-
-    leaves = [jax.ShapeDtypeStruct(*each) for each in shapes]
-    return jax.eval_shape(forward, *jax.tree.unflatten(structure, leaves)).shape[-1]
+        _found_units[key] = jax.eval_shape(forward, params, x, taken).shape[-1]
+    return _found_units[key]

@@ -143,7 +143,7 @@ def _equation(
     if name == "while":
         return _while(params, values, arithmetic, hook, place)
     if name == "scan":
-        return _scan(params, values, arithmetic, hook, place)
+        return _scan(equation, values, arithmetic, hook, place)
     return arithmetic.apply(equation, values)
 
 
@@ -160,19 +160,31 @@ def _while(
         carry = _run(params["body_jaxpr"], for_body + carry, arithmetic, hook, (*place, 1))
 
 
+def _has_one_axis_more(outside: Any, inside: Any) -> bool:
+    return len(outside.aval.shape) == len(inside.aval.shape) + 1
+
+
 def _scan(
-    params: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
+    equation: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
 ) -> list[Value]:
-    first = params["num_consts"]
-    second = first + params["num_carry"]
+    params, invars, outvars = equation.params, equation.invars, equation.outvars
+    inner = params["jaxpr"].jaxpr
+    # Counted from the shapes, since parameters of scan differ between versions of JAX: what is
+    # scanned over or collected has one axis more outside than inside.
+    scanned = sum(_has_one_axis_more(*pair) for pair in zip(invars, inner.invars, strict=True))
+    carried = sum(
+        not _has_one_axis_more(*pair) for pair in zip(outvars, inner.outvars, strict=True)
+    )
+    second = len(values) - scanned
+    first = second - carried
     constants, carry, sequences = values[:first], values[first:second], values[second:]
     steps = range(params["length"])
     collected: list[list[Value]] = []
     for step in reversed(steps) if params["reverse"] else steps:
         slices = [arithmetic.move(lambda a, step=step: a[step], each) for each in sequences]
         outputs = _run(params["jaxpr"], constants + carry + slices, arithmetic, hook, place)
-        carry = outputs[: params["num_carry"]]
-        collected.append(outputs[params["num_carry"] :])
+        carry = outputs[:carried]
+        collected.append(outputs[carried:])
     if params["reverse"]:
         collected.reverse()
     stacked = [

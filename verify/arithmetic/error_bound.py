@@ -253,6 +253,7 @@ def _reduce_extreme(function: Any) -> Primitive:
     return primitive
 
 
+_ONE = Bounded(np.ones(()), np.zeros(()))
 _ROOT_PI = math.sqrt(math.pi)
 
 PRIMITIVES: dict[str, Primitive] = {
@@ -270,6 +271,9 @@ PRIMITIVES: dict[str, Primitive] = {
         np.clip(a.value, low.value, high.value), a.bound + low.bound + high.bound
     ),
     "square": lambda params, a: _mul(params, a, a),
+    "one_minus_square": lambda params, a: _mul(
+        params, _sub(params, _ONE, a), _add(params, _ONE, a)
+    ),
     "integer_pow": _integer_pow,
     "pow": _pow,
     "sqrt": _sqrt,

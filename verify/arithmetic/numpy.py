@@ -49,6 +49,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "max": lambda params, a, b: np.maximum(a, b),
     "min": lambda params, a, b: np.minimum(a, b),
     "clamp": lambda params, low, a, high: np.clip(a, low, high),
+    "one_minus_square": lambda params, a: (1 - a) * (1 + a),
     "square": lambda params, a: a * a,
     "integer_pow": lambda params, a: a ** params["y"],
     "pow": lambda params, a, b: np.power(a, b),

@@ -65,6 +65,7 @@ EXACT: dict[str, Primitive] = {
     "max": lambda params, a, b: elements(np.maximum(a, b)),
     "min": lambda params, a, b: elements(np.minimum(a, b)),
     "clamp": lambda params, low, a, high: elements(np.minimum(np.maximum(a, low), high)),
+    "one_minus_square": lambda params, a: elements(1 - a * a),
     "square": lambda params, a: elements(a * a),
     "integer_pow": lambda params, a: elements(_power(a, params["y"])),
     "eq": compare(np.equal),
