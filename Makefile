@@ -15,7 +15,7 @@ test: $(VENV)/test.installed
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Runs every notebook from its .py and fails where a cell does; `make notebooks ARGS=--keep` also
 # writes the outputs into the .ipynb files that are committed.
