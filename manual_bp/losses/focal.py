@@ -63,7 +63,7 @@ class Focal(Loss):
     Example:
         >>> z, y = jnp.array([[-4.0, 0.0, 4.0]]), jnp.ones((1, 3))
         >>> print(SigmoidBinaryCrossEntropy().error(z, y))
-        [[-0.98201376 -0.5        -0.01798624]]
+        [[-0.98201376 -0.5        -0.01798621]]
         >>> print(Focal().error(z, y))
         [[-1.0863959e+00 -2.9828680e-01 -1.7350536e-05]]
     """
