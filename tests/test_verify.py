@@ -241,7 +241,7 @@ def tolerances(source):
 
 
 def test_no_tolerance_is_set_by_hand():
-    """Gradients are held against a chosen tolerance in one file, which is named for it."""
+    """By the names people use for it; it doesn't see numbers of ulps, which some tests here set."""
     root = pathlib.Path(__file__).parent.parent
     for path in [*(root / "verify").rglob("*.py"), *(root / "tests").rglob("*.py")]:
         if path.name != "other_checkers.py":

@@ -1,9 +1,10 @@
 """L0: what must hold exactly of any gradient, whatever its formula.
 
 Shapes, dtypes and tree; a zero cotangent gives exactly zero, twice the cotangent exactly twice, two
-runs are identical; gradients are additive in the cotangent, examples add up and their order doesn't
-matter (exactly in fractions, within the error bounds elsewhere); and each rule lowers for CPU,
-CUDA, ROCm and TPU.
+runs are identical; gradients are additive in the cotangent (exactly in fractions, within the error
+bounds elsewhere); and each rule lowers for CPU, CUDA, ROCm and TPU.
+
+Not judged yet: that a batch split in two adds up, and that the order of examples doesn't matter.
 """
 
 from __future__ import annotations
