@@ -1,5 +1,7 @@
 """The judges without tolerance: what they let pass, what they see, and what they say of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,6 +161,35 @@ def test_structure_sees_what_is_not_linear_in_the_error():
         cotangent=2,
     )
     assert any("zero cotangent" in fault for fault in structure.faults(shifted))
+
+
+@pytest.mark.parametrize("layer", [mbp.Dense(3, mbp.relu), mbp.Dense(3, mbp.tanh)])  # exact, not
+def test_structure_sees_batches_that_do_not_add_up_and_an_order_that_matters(layer):
+    base = rules.of_layer(layer, (4, 2))
+
+    def with_dW(change):
+        def manual(params, x, dout):
+            results = base.manual(params, x, dout)
+            return results | {"dparams.W": change(results["dparams.W"], dout)}
+
+        return dataclasses.replace(base, manual=manual, _traced={})
+
+    assert structure.faults(base) == []
+    averaged = with_dW(lambda dW, dout: dW / dout.shape[0])
+    found = structure.faults(averaged)
+    assert "the halves of a batch don't add up to the whole: dparams.W" in found
+    assert not any("order" in fault for fault in found)
+    # An example's place in the batch, 1e-6 of it, and just one that is linear in the error.
+    placed = with_dW(lambda dW, dout: dW + 1e-6 * (jnp.arange(4)[: len(dout), None] * dout).sum())
+    assert "the order of examples matters: dparams.W" in structure.faults(placed)
+    shifted = dataclasses.replace(
+        base, manual=lambda p, x, d: base.manual(p, x, jnp.roll(d, 1, 0)), _traced={}
+    )
+    assert any("the order of examples matters: dx" in fault for fault in structure.faults(shifted))
+    # What shares statistics of its batch isn't asked to add up.
+    assert not any(
+        "add up" in f for f in structure.faults(dataclasses.replace(averaged, mixes=True))
+    )
 
 
 def test_every_rule_lowers_for_every_platform():

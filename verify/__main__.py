@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     stages: dict[str, Callable[[], None]] = {
         "no autodiff": lambda: no_autodiff.run(report, seed=seed, trials=3 if quick else 10),
-        "structure": lambda: structure.run(report, every),
+        "structure": lambda: structure.run(report, every, seed=seed, cases=5 if quick else 25),
         "agreement": lambda: agreement.run(report, every, seed=seed),
         "forward": lambda: agreement.run_forward(report),
         "lattice": lambda: lattice.run(

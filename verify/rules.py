@@ -44,6 +44,12 @@ class Rule:
     """The argument in which the gradients are linear."""
     differentiated: int = 0
     """How many of the first arguments the gradients are for, where there is a cotangent."""
+    examples: tuple[int, ...] = ()
+    """The arguments whose leading axis counts examples; empty where no results add up over them."""
+    rows: frozenset[str] = frozenset()
+    """The results that have a row for each example; all others are sums over examples."""
+    mixes: bool = False
+    """Whether an example's results depend on the others, as with statistics of the batch."""
     names: Callable[..., list[str]] = lambda *args: []
     """names(*args): the function's value, then the gradients in the order of those arguments."""
     omitted: dict[str, str] = field(default_factory=dict)
@@ -56,6 +62,10 @@ class Rule:
         if key not in self._traced:
             self._traced[key] = (trace(self.manual, *args), trace(self.autodiff, *args))
         return self._traced[key]
+
+    def program(self, args: tuple[Any, ...]) -> Program:
+        """The hand-derived gradient alone."""
+        return trace(self.manual, *args)
 
     def __str__(self) -> str:
         return self.name
@@ -120,6 +130,9 @@ def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
         cotangent=2,
         differentiated=2,
         names=lambda params, *args: ["out", *flat("d", params), "dx"],
+        examples=(1, 2),
+        rows=frozenset({"out", "dx"}),
+        mixes=specs.mixes(layer),
         omitted=spec.omitted,
     )
 
@@ -158,6 +171,8 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
         cotangent=2,
         differentiated=1,
         names=lambda *args: ["values", "dprediction"],
+        examples=(0, 1, 2),
+        rows=frozenset({"values", "dprediction"}),
         omitted=spec.omitted,
     )
 
@@ -201,6 +216,9 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         autodiff=full(engine.by_autodiff, network, loss) if every_intermediate else autodiff_only,
         draw=draw,
         exact=specs.of_layer(network).exact(network) and specs.of_loss(loss).exact(loss),
+        # With a mean over the batch, or with the intermediates of each example, nothing adds up.
+        examples=() if every_intermediate or case.weighting == "mean" else (1, 2, 3),
+        mixes=specs.mixes(network),
         omitted=specs.of_loss(loss).omitted,
     )
 

@@ -76,6 +76,8 @@ class LayerSpec:
     """Whether it is piecewise polynomial: exact in fractions."""
     smooth: Callable[..., bool] = lambda layer: True
     """Whether it has derivatives of all orders: finite differences are for those."""
+    mixes: Callable[..., bool] = lambda layer: False
+    """Whether an example's output depends on other examples; a combinator's children say so."""
     edges: tuple[Edge, ...] = ()
     errors: tuple[BadInput, ...] = ()
     omitted: dict[str, str] = field(default_factory=dict)

@@ -1,26 +1,33 @@
 """L0: what must hold exactly of any gradient, whatever its formula.
 
 Shapes, dtypes and tree; a zero cotangent gives exactly zero, twice the cotangent exactly twice, two
-runs are identical; gradients are additive in the cotangent (exactly in fractions, within the error
-bounds elsewhere); and each rule lowers for CPU, CUDA, ROCm and TPU.
-
-Not judged yet: that a batch split in two adds up, and that the order of examples doesn't matter.
+runs are identical; gradients are additive in the cotangent; the two halves of a batch add up to the
+whole, unless its examples share statistics; the order of examples doesn't matter. Sums are compared
+in exact fractions where the rule is exact, within the error bounds elsewhere. And each rule lowers
+for CPU, CUDA, ROCm and TPU.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from verify import specs
+from verify.arithmetic import Arithmetic
 from verify.arithmetic.numpy import Float64
 from verify.arithmetic.rational import Rational
 from verify.interpreter import Program
 from verify.judges import BOUNDS, is_gradient, within_bounds
+from verify.networks import draw_case
 from verify.report import Report
-from verify.rules import Rule, generator
+from verify.rules import Rule, generator, of_case
+
+GRID = 2.0**20
+"""Cotangents are multiples of 1/GRID where they are added."""
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -38,6 +45,8 @@ def faults(rule: Rule) -> list[str]:
         found.append("two runs differ")
     if rule.cotangent is not None:
         found += _linearity(rule, manual, args)
+    if rule.examples:
+        found += _examples(rule)
     return found
 
 
@@ -51,35 +60,78 @@ def _linearity(rule: Rule, manual: Program, args: tuple[Any, ...]) -> list[str]:
         results = manual.run(changed, arithmetic)
         return {name: each for name, each in results.items() if is_gradient(name)}
 
-    cotangent, exact = args[place], Float64()
-    once = at(cotangent, exact)
-    if any(np.any(each != 0) for each in at(0 * cotangent, exact).values()):
+    cotangent, float64 = args[place], Float64()
+    once = at(cotangent, float64)
+    if any(np.any(each != 0) for each in at(0 * cotangent, float64).values()):
         found.append("a zero cotangent gives a gradient that isn't zero")
-    if any(np.any(each != 2 * once[name]) for name, each in at(2 * cotangent, exact).items()):
+    if any(np.any(each != 2 * once[name]) for name, each in at(2 * cotangent, float64).items()):
         found.append("twice the cotangent doesn't give exactly twice the gradient")
-    other = generator(1).normal(size=cotangent.shape)
-    if rule.exact:
-        args = rule.draw(generator(2), "lattice")
-        first, second = args[place], np.roll(args[place], 1) + 1
-        parts = [at(each, Rational(), args) for each in (first, second, first + second)]
-        if any(np.any(parts[0][name] + parts[1][name] != parts[2][name]) for name in parts[2]):
-            found.append("not additive in the cotangent, in fractions")
-    else:
-        parts = [at(each, BOUNDS) for each in (cotangent, other)]
-        added = {
-            name: BOUNDS.primitives["add"]({}, each, parts[1][name])
-            for name, each in parts[0].items()
-        }
-        # The sum of two cotangents is rounded: take one whose sum is exact.
-        whole = cotangent + other
-        both = at(whole, BOUNDS)
-        slack = at(np.abs(whole) * 2.0**-53, BOUNDS)
-        for name, each in both.items():
-            each.bound[...] = each.bound + np.abs(slack[name].value).max(initial=0) * whole.size
-        verdict = within_bounds(both, added)
-        if not verdict.ok:
-            found.append(f"not additive in the cotangent: {verdict.first_wrong}")
+    arithmetic, args = _exactly(rule, args)
+    # On a grid, so that the sum of the two is not rounded.
+    first = np.round(args[place] * GRID) / GRID
+    second = np.round(np.roll(first, 1) * GRID / 3 + 1) / GRID
+    parts = [at(each, arithmetic, args) for each in (first, second, first + second)]
+    wrong = _first_unequal(arithmetic, parts[2], _sum(arithmetic, *parts[:2]))
+    if wrong:
+        found.append(f"not additive in the cotangent: {wrong}")
     return found
+
+
+def _examples(rule: Rule) -> list[str]:
+    """Whether batches add up, and whether the order of examples matters."""
+    found = []
+    arithmetic, args = _exactly(rule, rule.draw(generator(2), "normal"))
+    whole = rule.program(args).run(args, arithmetic)
+    m = args[rule.examples[0]].shape[0]
+
+    def of_examples(which: Any) -> dict[str, Any]:
+        part = tuple(
+            each[which] if place in rule.examples else each for place, each in enumerate(args)
+        )
+        return rule.program(part).run(part, arithmetic)
+
+    if m > 1 and not rule.mixes:
+        first, second = of_examples(slice(0, m // 2)), of_examples(slice(m // 2, m))
+        joined = {
+            name: arithmetic.move(lambda *rows: np.concatenate(rows), first[name], second[name])
+            for name in rule.rows
+        }
+        sums = [
+            {n: each for n, each in half.items() if n not in joined} for half in (first, second)
+        ]
+        joined |= _sum(arithmetic, *sums)
+        wrong = _first_unequal(arithmetic, joined, whole)
+        if wrong:
+            found.append(f"the halves of a batch don't add up to the whole: {wrong}")
+    if m > 1:
+        order = np.roll(np.arange(m)[::-1], 1)
+        shuffled = of_examples(order)
+        expected = whole | {
+            name: arithmetic.move(lambda rows: rows[order], whole[name]) for name in rule.rows
+        }
+        wrong = _first_unequal(arithmetic, shuffled, expected)
+        if wrong:
+            found.append(f"the order of examples matters: {wrong}")
+    return found
+
+
+def _exactly(rule: Rule, args: tuple[Any, ...]) -> tuple[Arithmetic, tuple[Any, ...]]:
+    """Fractions on the lattice for an exact rule; float64 with error bounds for any other."""
+    if rule.exact:
+        return Rational(), rule.draw(generator(2), "lattice")
+    return BOUNDS, args
+
+
+def _sum(arithmetic: Arithmetic, first: Any, second: Any) -> dict[str, Any]:
+    add = arithmetic.primitives["add"]
+    return {name: add({}, each, second[name]) for name, each in first.items()}
+
+
+def _first_unequal(arithmetic: Arithmetic, ours: Any, theirs: Any) -> str:
+    """The first result that isn't the same: in fractions equal, else within the bounds of both."""
+    if arithmetic is BOUNDS:
+        return within_bounds(ours, theirs).first_wrong
+    return next((name for name in theirs if not np.array_equal(ours[name], theirs[name])), "")
 
 
 def lowers(rules: list[Rule]) -> list[str]:
@@ -96,12 +148,22 @@ def lowers(rules: list[Rule]) -> list[str]:
     return failed
 
 
-def run(report: Report, rules: list[Rule]) -> None:
-    """Judge every rule."""
-    level = report.level("L0 structure", "shapes, dtypes, linearity, determinism: exact")
+def networks(count: int, seed: int) -> list[Rule]:
+    """Random networks with weights given, so that their gradients are sums over examples."""
+    cases = [draw_case(seed, number, most_layers=6, most_wide=16) for number in range(count)]
+    return [
+        of_case(replace(case, weighting="given"), every_intermediate=False)
+        for case in cases
+        if "L4 bounds" not in specs.of_loss(case.loss).omitted
+    ]
+
+
+def run(report: Report, rules: list[Rule], *, seed: int = 0, cases: int = 25) -> None:
+    """Judge every rule, and this many random networks; lower the rules."""
+    level = report.level("L0 structure", "shapes, dtypes, linearity, batches: exact or in bounds")
     exports = report.level("L0 export", f"lowers for {', '.join(PLATFORMS)}")
-    with report.working("structure", 2 * len(rules)) as advance:
-        for rule in rules:
+    with report.working("structure", 2 * len(rules) + cases) as advance:
+        for rule in [*rules, *networks(cases, seed)]:
             found = faults(rule)
             level.judged(not found, failure=f"{rule}: {'; '.join(found)}", family=rule.family)
             advance(rule.name[:60])

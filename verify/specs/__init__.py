@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from manual_bp.layer import Layer, Loss
+from manual_bp.layer import Combinator, Layer, Loss
 from verify.specification import LayerSpec, LossSpec
 
 _extra: list[LayerSpec | LossSpec] = []
@@ -45,6 +45,13 @@ def of_layer(layer: Layer) -> LayerSpec:
 def of_loss(loss: Loss) -> LossSpec:
     """The spec of this kind of loss."""
     return _one([spec for spec in losses() if spec.loss is type(loss)], loss)
+
+
+def mixes(layer: Layer) -> bool:
+    """Whether an example's output depends on other examples, in the layer or one inside it."""
+    if isinstance(layer, Combinator):
+        return any(map(mixes, layer.children))
+    return of_layer(layer).mixes(layer)
 
 
 @contextmanager
