@@ -16,7 +16,7 @@ from verify.arithmetic.rational import Rational
 from verify.interpreter import trace
 from verify.judges import within_bounds
 from verify.levels import bad_input, edges, lattice, low_precision, structure
-from verify.networks import Case
+from verify.networks import Case, draw_case, with_dtype
 from verify.rules import Rule, generator
 
 RNG = np.random.default_rng(5)
@@ -414,3 +414,25 @@ def test_check_grads_names_a_missing_mean_and_a_wrong_tree():
         verify.check_grads(lambda p, x: [p["w"]], loss, params, X)
     with pytest.raises(TypeError, match="forward returned .*, expected the pair"):
         verify.check(lambda p, x: x, backward(), [(W, B)], X)
+
+
+def test_networks_come_in_every_dtype_and_a_wrong_dtype_is_seen():
+    drawn = [with_dtype(draw_case(0, number)) for number in range(200)]
+    assert {case.dtype for case in drawn} == {"float64", "float32", "bfloat16", "float16"}
+    case = next(case for case in drawn if case.dtype == "bfloat16")
+    assert str(case).endswith(", bfloat16")
+    rule = rules.of_case(case, every_intermediate=False)
+    args = tuple(case.problem())
+    assert structure.differing_dtypes(rule, args) == ""
+    assert judges.bounds(rule, args).ok
+
+    def wide(*args):
+        return {name: each.astype(jnp.float32) for name, each in rule.manual(*args).items()}
+
+    wrong = dataclasses.replace(rule, manual=wide, _traced={})
+    assert "'float32') against" in structure.differing_dtypes(wrong, args)
+
+    def off(*args):
+        return {name: each * (1 + 2.0**-7) for name, each in rule.manual(*args).items()}
+
+    assert not judges.bounds(dataclasses.replace(rule, manual=off, _traced={}), args).ok

@@ -22,7 +22,8 @@ from verify import judges, literal, rules, specs
 from verify.arithmetic.error_bound import Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, Verdict, within_bounds
-from verify.networks import Case, Problem, draw_case, smallest
+from verify.levels.structure import differing_dtypes
+from verify.networks import Case, Problem, draw_case, smallest, with_dtype
 from verify.report import Report
 from verify.rules import Rule
 
@@ -50,17 +51,19 @@ def judge_case(case: Case, *, every_intermediate: bool = True, deep: bool = Fals
     """
     rule = rules.of_case(case, every_intermediate=every_intermediate)
     problem = case.problem()
-    found = []
+    wrong = differing_dtypes(rule, tuple(problem))
+    found = [Finding("L0 dtypes", Verdict(not wrong, 0, 0, wrong, "shape or dtype"))]
     if "L4 bounds" in rule.omitted:
         every_intermediate, deep = False, True
     else:
         found.append(Finding("L4 bounds", judges.bounds(rule, tuple(problem))))
-    if every_intermediate and literal.applies(case.network, case.loss, problem):
+    wide = case.dtype == "float64"  # else constants are rounded, and two programs' differently
+    if wide and every_intermediate and literal.applies(case.network, case.loss, problem):
         found.append(Finding("L4 notes", judge_notes(case, rule, problem)))
     size = products(case, problem)
-    if rule.exact and size <= MOST_PRODUCTS["L2 fractions"]:
+    if wide and rule.exact and size <= MOST_PRODUCTS["L2 fractions"]:
         found.append(Finding("L2 fractions", judges.rational(rule, on_lattice(rule, case))))
-    elif not found or (deep and size <= MOST_PRODUCTS["L3 digits"]):
+    elif len(found) == 1 or (wide and deep and size <= MOST_PRODUCTS["L3 digits"]):
         found.append(Finding("L3 digits", judges.digits(rule, tuple(problem))))
     return found
 
@@ -100,8 +103,9 @@ def describe(finding: Finding) -> str:
     return f"{finding.level}: first wrong is {finding.verdict.first_wrong}, {finding.verdict.why}"
 
 
-def explain(case: Case, seed: int, number: int) -> str:
+def explain(seed: int, number: int) -> str:
     """One line that reproduces a failure, and the smallest network that still fails."""
+    case = with_dtype(draw_case(seed, number))
 
     def wrong(each: Case) -> Finding | None:
         return first_wrong(judge_case(each, deep=True))
@@ -119,6 +123,7 @@ def explain(case: Case, seed: int, number: int) -> str:
 
 
 LEVELS = {
+    "L0 dtypes": ("random networks in four dtypes: shapes and dtypes of all results", ""),
     "L2 fractions": ("rules and random networks in exact fractions: equal", "0"),
     "L3 digits": ("the same at 20 and 40 digits: share of the decades not gained", "0.5"),
     "L4 bounds": ("the same in float64 with error bounds: difference over bound", "1"),
@@ -135,7 +140,7 @@ def judge_numbers(seed: int, numbers: list[int]) -> list[tuple[int, list[Finding
         (
             number,
             judge_case(
-                draw_case(seed, number),
+                with_dtype(draw_case(seed, number)),
                 every_intermediate=number % 3 == 0 or alone,
                 deep=number % 4 == 1 or alone,
             ),
@@ -203,9 +208,7 @@ class Networks:
             self._pool.shutdown()
         for number, findings in sorted(found, key=lambda each: each[0]):
             wrong = first_wrong(findings)
-            failure = (
-                "" if wrong is None else explain(draw_case(self.seed, number), self.seed, number)
-            )
+            failure = "" if wrong is None else explain(self.seed, number)
             for name, verdict in findings:
                 entries += verdict.entries if name == "L4 bounds" else 0
                 level = report.level(name, *LEVELS[name])

@@ -57,6 +57,11 @@ class Program:
         values = evaluate(self.jaxpr, leaves, arithmetic, hook)
         return jax.tree.unflatten(self.structure, values)
 
+    def signature(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each result of a function that returns them by name."""
+        shapes = jax.tree.unflatten(self.structure, self.jaxpr.out_avals)
+        return {name: (each.shape, each.dtype.name) for name, each in shapes.items()}
+
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
     """The program of a function at these arguments, with 64-bit types so that constants are exact.
@@ -115,7 +120,7 @@ def _run(
 
     def read(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
-            return arithmetic.constant(np.asarray(atom.val))
+            return arithmetic.constant(np.asarray(atom.val, atom.aval.dtype))  # pyright: ignore
         return known[atom]
 
     for index, equation in enumerate(jaxpr.eqns):

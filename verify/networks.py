@@ -41,6 +41,8 @@ class Case:
     weighting: str = "mean"
     """ "mean", "given" (random weights, some 0) or "ones"."""
     seed: tuple[int, ...] = (0,)
+    dtype: str = "float64"
+    """Of params, x, y and weights inside the program; the numbers drawn are held exactly by it."""
 
     def problem(self) -> Problem:
         """The numbers of this case, always the same ones."""
@@ -54,11 +56,32 @@ class Case:
             weights = rng.normal(size=shape[:-1]) * (rng.random(shape[:-1]) < 0.8)
         elif self.weighting == "ones":
             weights = np.ones(shape[:-1])
-        return Problem(params, x, y, weights)
+        return jax.tree.map(self._held, Problem(params, x, y, weights))
+
+    def _held(self, leaf: np.ndarray) -> np.ndarray:
+        """Rounded to what the dtype holds, as float64."""
+        return (
+            leaf.astype(jnp.dtype(self.dtype)).astype(np.float64)
+            if leaf.dtype.kind == "f"
+            else leaf
+        )
+
+    def narrow(self, values: Any, at_least: str = "float16") -> Any:
+        """Floats in the case's dtype, or a wider one, as the program is traced."""
+        dtype = self.dtype
+        if dtype == "float64":  # as they are: the same case is compiled in float32 too
+            return values
+        if jnp.finfo(dtype).bits < jnp.finfo(at_least).bits:
+            dtype = at_least
+        return jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            values,
+        )
 
     def __str__(self) -> str:
         weights = "" if self.weighting == "mean" else f", weights {self.weighting}"
-        return f"{self.network!r} with {self.loss!r}, x {self.x_shape}{weights}"
+        dtype = "" if self.dtype == "float64" else f", {self.dtype}"
+        return f"{self.network!r} with {self.loss!r}, x {self.x_shape}{weights}{dtype}"
 
 
 def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int = 96) -> Case:
@@ -98,6 +121,22 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
     network = draw_chain(rng, shape, depth, exact=exact)
     weighting = str(rng.choice(["mean", "given", "ones"], p=[0.7, 0.2, 0.1]))
     return Case(network, loss, shape, weighting, (seed, number))
+
+
+DTYPES = {"float64": 0.6, "float32": 0.2, "bfloat16": 0.1, "float16": 0.1}
+"""How often random networks come in each dtype."""
+
+
+def with_dtype(case: Case) -> Case:
+    """The case in a random dtype that follows from its seed.
+
+    Narrow ones are judged by their formulas, in float64 with bounds: what is rounded there is
+    judged compiled, by L5. A loss that bounds can't judge stays in float64.
+    """
+    if "L4 bounds" in specs.of_loss(case.loss).omitted:
+        return case
+    rng = np.random.default_rng((*case.seed, 1))
+    return replace(case, dtype=str(rng.choice(list(DTYPES), p=list(DTYPES.values()))))
 
 
 def draw_mlp(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
@@ -160,6 +199,8 @@ def describe_size(network: Layer) -> int:
 
 def simpler(case: Case) -> Iterator[Case]:
     """Cases with one thing less, for finding the smallest that still fails."""
+    if case.dtype != "float64":
+        yield replace(case, dtype="float64")
     if case.weighting != "mean":
         yield replace(case, weighting="mean")
     if len(case.x_shape) > 2:

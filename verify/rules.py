@@ -208,12 +208,17 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
             weights = numbers(rng, "lattice", weights.shape)
         return params_of_kind(rng, kind, network, x), x, y, weights
 
-    full = functools.partial
+    if every_intermediate:
+        manual: Any = functools.partial(engine.intermediates, network, loss)
+        autodiff: Any = functools.partial(engine.by_autodiff, network, loss)
+    else:
+        manual, autodiff = gradient_only, autodiff_only
     return Rule(
         name=str(case),
         family="networks",
-        manual=full(engine.intermediates, network, loss) if every_intermediate else gradient_only,
-        autodiff=full(engine.by_autodiff, network, loss) if every_intermediate else autodiff_only,
+        manual=lambda *args: manual(*case.narrow(args)),
+        # In at least float32: in half precision its constants would be rounded to three digits.
+        autodiff=lambda *args: case.narrow(autodiff(*case.narrow(args, at_least="float32"))),
         draw=draw,
         exact=specs.of_layer(network).exact(network) and specs.of_loss(loss).exact(loss),
         # With a mean over the batch, or with the intermediates of each example, nothing adds up.

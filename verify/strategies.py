@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import manual_bp as mbp
 from manual_bp.layer import Layer
 from verify import rules, specs
-from verify.networks import Case, prediction_shape
+from verify.networks import Case, prediction_shape, with_dtype
 
 
 @st.composite
@@ -44,7 +44,9 @@ def cases(draw: st.DrawFn, most_layers: int = 5) -> Case:
     kind = kinds[draw(st.integers(0, len(kinds) - 1))]
     loss = kind.draw(rules.generator(draw(st.integers(0, 100))))
     weighting = draw(st.sampled_from(["mean", "ones", "given"]))
-    return Case(mbp.sequential(*chosen), loss, x_shape, weighting, (draw(st.integers(0, 2**16)),))
+    seed = draw(st.integers(0, 2**16))
+    case = Case(mbp.sequential(*chosen), loss, x_shape, weighting, (seed,))
+    return with_dtype(case) if draw(st.booleans()) else case
 
 
 def _shape_after(layer: Layer, shape: Any) -> tuple[int, ...]:

@@ -37,7 +37,9 @@ class Arithmetic:
         array = np.asarray(array)
         if array.dtype.kind in "biu":
             return array
-        if array.dtype.kind == "V":  # float0, JAX's gradient of an integer: nothing
+        if (
+            array.dtype.kind == "V" and array.dtype.name != "bfloat16"
+        ):  # float0, JAX's gradient of an integer: nothing
             return np.zeros(array.shape, bool)
         return self.lift_floats(array.astype(np.float64))
 

@@ -25,6 +25,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from verify.arithmetic import Arithmetic, Primitive
@@ -319,6 +320,19 @@ class ErrorBound(Arithmetic):
 
     def lift_floats(self, array: np.ndarray) -> Bounded:
         return Bounded(array, np.zeros(array.shape))
+
+    def constant(self, array: np.ndarray) -> Any:
+        """A constant of a program in a narrower dtype is rounded to it: 0.1 may be off by u |0.1|.
+
+        One or two bits, as those of 0, 1, ½ or 3, are what was meant.
+        """
+        array = np.asarray(array)
+        value = self.lift(array)
+        if not isinstance(value, Bounded) or array.dtype == np.float64:
+            return value
+        unit = float(jnp.finfo(array.dtype).eps) / 2
+        meant = np.frexp(value.value)[0] * 4 == np.round(np.frexp(value.value)[0] * 4)
+        return Bounded(value.value, np.where(meant, 0, unit * np.abs(value.value)))
 
     def lower(self, value: Any) -> np.ndarray:
         return np.asarray(value.value if isinstance(value, Bounded | Doubtful) else value)
