@@ -6,9 +6,11 @@ much they may differ, and the first result that doesn't agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from verify.arithmetic import Arithmetic
@@ -16,7 +18,7 @@ from verify.arithmetic.error_bound import Bounded, Doubtful, ErrorBound
 from verify.arithmetic.multiprecision import Multiprecision
 from verify.arithmetic.rational import Rational
 from verify.engine import in_order_of_computation
-from verify.rules import Rule
+from verify.rules import Rule, flat
 
 
 class Verdict(NamedTuple):
@@ -82,6 +84,37 @@ def bounds(rule: Rule, args: tuple[Any, ...]) -> Verdict:
     """
     manual, autodiff = _run(rule, args, BOUNDS)
     return within_bounds(manual, autodiff)
+
+
+def same(
+    ours: Callable[..., Any],
+    theirs: Callable[..., Any],
+    *args: Any,
+    judge: Callable[[Rule, Any], Verdict] = bounds,
+) -> Verdict:
+    """Whether any two functions are one and the same, by the judge of rules that fits them.
+
+    Args:
+        ours: of args; it returns an array or a tree of arrays.
+        theirs: of the same args, with a tree of the same names.
+        *args: trees of arrays; their floats are widened, so that the judge gets float64.
+        judge: `rational`, `digits` or `bounds`.
+
+    Example:
+        >>> same(lambda x: jnp.log(jnp.exp(x)), lambda x: x, np.ones(3)).ok
+        True
+        >>> same(lambda x: x * (1 + 1e-14), lambda x: x, np.ones(3)).ok
+        False
+    """
+    named = [lambda *each, f=f: flat("out", f(*each)) for f in (ours, theirs)]
+    wide = jax.tree.map(widened, args)
+    return judge(Rule("the same", "two functions", *named, draw=lambda rng, kind: wide), wide)
+
+
+def widened(leaf: Any) -> np.ndarray:
+    """An array with its floats as float64, exactly; integers and booleans stay."""
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return np.asarray(leaf, np.float64) if floating else np.asarray(leaf)
 
 
 def within_bounds(manual: Mapping[str, Any], autodiff: Mapping[str, Any]) -> Verdict:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from verify.arithmetic.numpy import Float64
-from verify.judges import Verdict, is_gradient
+from verify.judges import Verdict, is_gradient, widened
 from verify.networks import draw_case
 from verify.report import Report
 from verify.rules import Rule, generator, of_case
@@ -50,7 +50,7 @@ def ratios(rules: list[Rule], dtype: Any, seed: int = 0) -> list[Ratio]:
     unit = float(jnp.finfo(dtype).eps) / 2
     found = []
     for rule, args, ours, theirs in zip(rules, drawn, manual, autodiff, strict=True):
-        wide = jax.tree.map(_widened, args)
+        wide = jax.tree.map(widened, args)
         exact = rule.programs(wide)[1].run(wide, Float64())
         ours_error, theirs_error = np.sqrt([_pooled(ours, exact), _pooled(theirs, exact)])
         size = _pooled(exact, None)
@@ -70,7 +70,7 @@ def against_float64(rule: Rule, args: Any) -> Verdict:
     """
     narrow = jax.tree.map(lambda leaf: _rounded(leaf, jnp.float32), args)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda leaf: jnp.asarray(_widened(leaf)), narrow)
+        wide = jax.tree.map(lambda leaf: jnp.asarray(widened(leaf)), narrow)
         exact = jax.jit(rule.autodiff)(*wide)
         manual_wide = jax.jit(rule.manual)(*wide)
     ours, theirs = jax.jit(rule.manual)(*narrow), jax.jit(rule.autodiff)(*narrow)
@@ -126,11 +126,6 @@ def summary(found: list[Ratio]) -> str:
 
 def _rounded(leaf: Any, dtype: Any) -> Any:
     return jnp.asarray(leaf).astype(dtype) if leaf.dtype.kind == "f" else jnp.asarray(leaf)
-
-
-def _widened(leaf: Any) -> np.ndarray:
-    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return np.asarray(leaf, np.float64) if floating else np.asarray(leaf)
 
 
 def _pooled(values: Any, exact: Any, every: bool = False) -> float:
