@@ -66,13 +66,16 @@ def test_a_step_down_the_gradient_lowers_the_cost():
 
 
 def test_each_formula_by_itself():
-    dZ, A_prev = RNG.normal(size=(2, 5)), RNG.normal(size=(3, 5))
-    total = sum(np.outer(dZ[:, i], A_prev[:, i]) for i in range(5)) / 5
-    np.testing.assert_array_max_ulp(formulas.weight_gradient(dZ, A_prev), total, maxulp=32)
-    by_hand = [[sum(row) / 5] for row in dZ]
-    np.testing.assert_array_max_ulp(formulas.bias_gradient(dZ), np.array(by_hand), maxulp=32)
-    error = formulas.hidden_error(W[2], dZ, RNG.normal(size=(4, 5)), lambda z: 2 + 0 * z)
-    np.testing.assert_array_max_ulp(error, 2 * (W[2].T @ dZ), maxulp=2)
+    """On small integers and 8 examples, where every sum and product is exact."""
+    dZ, A_prev = RNG.integers(-9, 10, size=(2, 8)), RNG.integers(-9, 10, size=(3, 8))
+    total = sum(np.outer(dZ[:, i], A_prev[:, i]) for i in range(8)) / 8
+    np.testing.assert_array_equal(formulas.weight_gradient(dZ, A_prev), total)
+    by_hand = [[sum(row) / 8] for row in dZ]
+    np.testing.assert_array_equal(formulas.bias_gradient(dZ), by_hand)
+    W_next, Z = RNG.integers(-9, 10, size=(2, 4)), RNG.integers(-9, 10, size=(4, 8))
+    error = formulas.hidden_error(W_next, dZ, Z, lambda z: 2 + z)
+    by_hand = [[W_next[:, j] @ dZ[:, i] * (2 + Z[j, i]) for i in range(8)] for j in range(4)]
+    np.testing.assert_array_equal(error, by_hand)
     np.testing.assert_array_equal(formulas.output_error(X, X), np.zeros((3, 5)))
 
 
