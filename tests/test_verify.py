@@ -12,10 +12,21 @@ from hypothesis import find, given, settings
 
 import manual_bp as mbp
 from verify import __main__ as command
-from verify import architectures, interpreter, networks, specs, strategies, wrong_formulas
+from verify import (
+    architectures,
+    interpreter,
+    judges,
+    networks,
+    specs,
+    strategies,
+    training,
+    wrong_formulas,
+)
+from verify.arithmetic.error_bound import Bounded
 from verify.arithmetic.numpy import Float64
 from verify.forward import judge_layer, judge_loss
 from verify.report import Report
+from verify.rules import flat
 
 
 def run(*arguments):
@@ -61,6 +72,19 @@ def test_two_processes_find_what_one_finds():
     one, two = ({n: level.counts for n, level in report.levels.items()} for report in reports)
     assert one == two
     assert one["L4 bounds"]["networks"] > 20
+
+
+@pytest.mark.parametrize(("factor", "holds"), [(1, True), (1.001, False)])
+def test_training_on_digits_sees_a_gradient_that_is_off(monkeypatch, factor, holds):
+    right = mbp.manual_value_and_grads
+
+    def off(*args, **settings):
+        loss, grads = right(*args, **settings)
+        return loss, tuple(layer._replace(W=factor * layer.W) for layer in grads)
+
+    monkeypatch.setattr(mbp, "manual_value_and_grads", off)
+    with jax.enable_x64(True):
+        assert (training.train(20, np.float64).ratio <= 2) == holds
 
 
 def test_nothing_judged_is_no_success():
@@ -137,16 +161,18 @@ def evaluated(function, *args):
     ],
 )
 def test_the_interpreter_computes_what_jax_does(function):
+    """Within the error bound of the program, which holds for whatever order XLA sums in."""
     x = np.random.default_rng(0).normal(size=(3, 2))
+    program = interpreter.trace(lambda x: flat("out", function(x)), x)
+    bounded, ours = (program.run((x,), each) for each in (judges.BOUNDS, Float64()))
     with jax.enable_x64(True):
-        expected = function(jnp.asarray(x))
-    for ours, theirs in zip(
-        jax.tree.leaves(evaluated(function, x)), jax.tree.leaves(expected), strict=True
-    ):
-        assert ours.shape == theirs.shape
-        assert np.abs(ours - np.asarray(theirs)).max() <= 64 * np.finfo(np.float64).eps * (
-            1 + np.abs(theirs).max()
-        )
+        theirs = flat("out", function(jnp.asarray(x)))
+    ours, theirs = (
+        {name: Bounded(np.asarray(each), bounded[name].bound) for name, each in values.items()}
+        for values in (ours, theirs)
+    )
+    verdict = judges.within_bounds(ours, theirs)
+    assert verdict.ok, verdict
 
 
 def test_an_unknown_primitive_is_named_with_the_arithmetic():

@@ -21,8 +21,8 @@ SIZES = (64, 128, 10)
 BATCH = 128
 STEPS = 1200
 COMPARED = 100
-MOST_ROUNDINGS = 100
-"""Units of rounding that the two loss curves may be apart: 1e-5 in float32, 1e-14 in float64."""
+NEIGHBOURS = 3
+"""Further runs of jax.grad, from parameters moved by one rounding: how far rounding leads."""
 
 
 class Run(NamedTuple):
@@ -30,8 +30,24 @@ class Run(NamedTuple):
 
     manual: np.ndarray
     autodiff: np.ndarray
+    neighbours: np.ndarray
+    """The first losses of autodiff from parameters moved by a rounding, a row for each run."""
     manual_accuracy: float
     autodiff_accuracy: float
+
+    @property
+    def apart(self) -> float:
+        """The largest relative difference of the first losses by hand from autodiff's."""
+        return self._from_autodiff(self.manual)
+
+    @property
+    def ratio(self) -> float:
+        """The same over the largest difference that moving the parameters by a rounding makes."""
+        return self.apart / max(map(self._from_autodiff, self.neighbours))
+
+    def _from_autodiff(self, losses: np.ndarray) -> float:
+        first = self.autodiff[:COMPARED]
+        return float(np.max(np.abs(losses[:COMPARED] - first) / np.abs(first)))
 
 
 def digits(dtype: Any = np.float32) -> tuple[np.ndarray, ...]:
@@ -50,11 +66,22 @@ def autodiff_loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
+def neighbour(params: Any, rng: np.random.Generator) -> Any:
+    """Parameters of which each is moved by one rounding, up or down at random."""
+
+    def moved(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        ends = rng.choice(np.array([-np.inf, np.inf], leaf.dtype), leaf.shape)
+        return jnp.asarray(np.nextafter(leaf, ends))
+
+    return jax.tree.map(moved, params)
+
+
 def train(steps: int, dtype: Any, advance: Any = lambda: None) -> Run:
-    """Train both ways from the same parameters on the same batches.
+    """Train both ways from the same parameters on the same batches, and autodiff's neighbours.
 
     Args:
-        steps: how many.
+        steps: how many; the neighbours do the first `COMPARED` of them.
         dtype: of data and parameters; float64 needs jax.enable_x64.
         advance: called after each step.
     """
@@ -75,45 +102,54 @@ def train(steps: int, dtype: Any, advance: Any = lambda: None) -> Run:
         return optax.apply_updates(params, updates), state, loss
 
     params = network.init(jax.random.key(0), jnp.asarray(x_train))
-    ways = [[manual_step, params, optimizer.init(params), []] for _ in range(2)]
-    ways[1][0] = autodiff_step
     rng = np.random.default_rng(0)
     order = np.concatenate(
         [rng.permutation(len(x_train)) for _ in range(steps * BATCH // 1000 + 1)]
     )
+    near = [neighbour(params, rng) for _ in range(NEIGHBOURS)]
+    ways: list[list[Any]] = [
+        [step, start, optimizer.init(start), []]
+        for step, start in (
+            (manual_step, params),
+            (autodiff_step, params),
+            *((autodiff_step, each) for each in near),
+        )
+    ]
     for number in range(steps):
         batch = order[number * BATCH : (number + 1) * BATCH]
-        for way in ways:
+        for way in ways if number < COMPARED else ways[:2]:
             step, params, state, losses = way
             way[1], way[2], loss = step(params, state, x_train[batch], y_train[batch])
             losses.append(float(loss))
         advance()
     accuracies = [
         float((mbp.predict(way[1], x_test, network=network).argmax(-1) == y_test).mean())
-        for way in ways
+        for way in ways[:2]
     ]
-    return Run(np.array(ways[0][3]), np.array(ways[1][3]), *accuracies)
+    manual, autodiff, *neighbours = (np.array(way[3]) for way in ways)
+    return Run(manual, autodiff, np.array(neighbours), *accuracies)
 
 
 def run(report: Report, *, quick: bool = False) -> None:
     """Train in float64 for the comparison, and in float32 to the end.
 
-    Both runs round differently and so drift apart. Their float64 distance says how much rounding of
-    a unit becomes in 100 steps; in float32 the same growth is allowed from its own unit.
+    Both runs round differently and so drift apart, at a rate that is the network's own. So the
+    yardstick is taken from the same training: jax.grad's run is repeated from parameters moved by
+    one rounding each, and the run by hand may be no farther from it than twice the farthest of
+    those, as in L5.
+
+    Adam forgets the scale of a gradient but for its ε, so a wrong factor is the float64 run's to
+    see: there 1.001 dW is as far off as ten million roundings.
     """
-    units = {dtype: float(np.finfo(dtype).eps) / 2 for dtype in (np.float64, np.float32)}
     for dtype, steps in ((np.float64, COMPARED), (np.float32, COMPARED if quick else STEPS)):
         name = np.dtype(dtype).name
-        what = f"digits: loss curves of {COMPARED} steps beside jax.grad's: roundings apart"
-        level = report.level(f"digits {name}", what, f"{MOST_ROUNDINGS}")
+        what = f"digits: loss curves of {COMPARED} steps, how far apart over a rounding's reach"
+        level = report.level(f"digits {name}", what, "2")
         wide = jax.enable_x64(dtype == np.float64)
         with report.working(f"digits {name}", steps) as advance, wide:
             result = train(steps, dtype, advance)
-        manual, autodiff = result.manual[:COMPARED], result.autodiff[:COMPARED]
-        apart = float(np.max(np.abs(manual - autodiff) / np.abs(autodiff)))
-        roundings = apart / units[dtype]
-        level.judged(roundings <= MOST_ROUNDINGS, roundings, f"loss curves differ by {apart:.2g}")
-        level.note(f"largest relative difference of the two loss curves: {apart:.1e}")
+        level.judged(result.ratio <= 2, result.ratio, f"loss curves differ by {result.apart:.2g}")
+        level.note(f"largest relative difference of the two loss curves: {result.apart:.1e}")
         if steps == STEPS:
             ours, theirs = result.manual_accuracy, result.autodiff_accuracy
             level.judged(ours >= 0.97, failure=f"test accuracy {ours:.4f}, expected 0.97")

@@ -47,20 +47,30 @@ def ratios(rules: list[Rule], dtype: Any, seed: int = 0) -> list[Ratio]:
         return run(drawn)
 
     manual, autodiff = every("manual"), every("autodiff")
-    unit = float(jnp.finfo(dtype).eps) / 2
     found = []
     for rule, args, ours, theirs in zip(rules, drawn, manual, autodiff, strict=True):
         wide = jax.tree.map(widened, args)
         exact = rule.programs(wide)[1].run(wide, Float64())
         ours_error, theirs_error = np.sqrt([_pooled(ours, exact), _pooled(theirs, exact)])
-        size = _pooled(exact, None)
-        floor = unit * np.sqrt(size)
-        # Both exact, or a gradient of zeros: nothing to divide.
-        ratio = ours_error / max(theirs_error, floor) if ours_error else 0.0
+        ratio = over(ours_error, theirs_error, np.sqrt(_pooled(exact, None)), dtype)
         # Where autodiff gives NaN, a finite error of ours is no worse.
         ratio = 0.0 if not np.isfinite(theirs_error) and np.isfinite(ours_error) else ratio
-        found.append(Ratio(rule, jnp.dtype(dtype).name, float(ratio), ours_error, theirs_error))
+        found.append(Ratio(rule, jnp.dtype(dtype).name, ratio, ours_error, theirs_error))
     return found
+
+
+def over(ours: float, theirs: float, size: float, dtype: Any) -> float:
+    """L5's measure: our pooled error over the larger of autodiff's and a rounding of the whole.
+
+    Args:
+        ours: the norm of the errors of what is judged.
+        theirs: of autodiff's.
+        size: the norm of the exact values.
+        dtype: whose unit roundoff is meant.
+    """
+    rounding = float(jnp.finfo(dtype).eps) / 2 * size
+    # Both exact, or a gradient of zeros: nothing to divide.
+    return float(ours / max(theirs, rounding)) if ours else 0.0
 
 
 def against_float64(rule: Rule, args: Any) -> Verdict:
@@ -77,16 +87,15 @@ def against_float64(rule: Rule, args: Any) -> Verdict:
     for name in exact:
         if name not in ours or ours[name].shape != exact[name].shape:
             return Verdict(False, np.inf, 0, name, "has another shape or is missing")
-    unit = float(jnp.finfo(jnp.float32).eps) / 2
     worst, wrong, entries = 0.0, "", 0
     for name, each in exact.items():
-        floor = unit * np.sqrt(_pooled({name: each}, None, every=True))
+        size = np.sqrt(_pooled({name: each}, None, every=True))
         error = np.sqrt(_pooled({name: theirs[name]}, exact, every=True))
         found = max(
             np.sqrt(_pooled({name: ours[name]}, exact, every=True)),
             np.sqrt(_pooled({name: manual_wide[name]}, exact, every=True)),
         )
-        ratio = float(found / max(error, floor)) if found else 0.0
+        ratio = over(found, error, size, jnp.float32)
         entries += each.size if is_gradient(name) else 0
         worst = max(worst, ratio)
         wrong = wrong or (name if not ratio <= 2 else "")
