@@ -285,7 +285,7 @@ def test_weights_are_drawn_after_the_activation():
         # The variance of 120,000 samples, to six of its standard errors: less than one key in
         # a hundred million is further off.
         squares = np.square(params.W, dtype=float)
-        assert abs(squares.mean() - variance) < 6 * squares.std() / squares.size**0.5
+        assert abs(squares.mean() - variance) < 6 * squares.std() / np.sqrt(squares.size)
         assert (params.b == 0).all()
 
 
