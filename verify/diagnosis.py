@@ -39,8 +39,8 @@ def _causes(
     """Every cause that fits, the most telling first."""
     mine, right = ours.value, theirs.value
     slack = float(np.max(theirs.bound, initial=0) + np.max(ours.bound, initial=0))
-    # This and the numbers in `_factors` and `_partial` are chosen, and judge nothing: the result has
-    # been found wrong already, and here only the words are sought that describe how.
+    # This and the numbers in `_factors` and `_partial` are chosen, and judge nothing: the result
+    # has been found wrong already, and here only the words are sought that describe how.
     slack = 64 * max(slack, 2.0**-50 * float(np.abs(right).max(initial=0)))
 
     def same(one: Any, other: Any) -> bool:
