@@ -288,11 +288,9 @@ def tolerances(source):
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             for left, sign, right in zip(sides, node.ops, sides[1:], strict=False):
-                small, large = (
-                    (right, left) if isinstance(sign, ast.Gt | ast.GtE) else (left, right)
-                )
-                ordered = isinstance(sign, ast.Gt | ast.GtE | ast.Lt | ast.LtE)
-                if ordered and is_tolerance(small, large):
+                greater, less = ((ast.Gt, ast.GtE), (ast.Lt, ast.LtE))
+                small, large = (right, left) if isinstance(sign, greater) else (left, right)
+                if isinstance(sign, greater + less) and is_tolerance(small, large):
                     found.append((line, "comparison with a number"))
     return found
 
