@@ -257,7 +257,7 @@ TINY = 1e-4
 """What is compared with a number below this is compared with a tolerance."""
 
 DERIVED = {
-    ("verify/levels/low_precision.py", "finfo().eps"): "the unit roundoff u of L5's rule",
+    ("verify/arithmetic/error_bound.py", "finfo().eps"): "the unit roundoff u of a dtype",
     ("verify/training.py", "nextafter"): "moves parameters by a rounding: the yardstick itself",
     ("verify/diagnosis.py", "comparison with a number"): "finds words for what is judged wrong",
 }

@@ -53,6 +53,11 @@ class Doubtful(NamedTuple):
     doubt: np.ndarray
 
 
+def unit_roundoff(dtype: Any) -> float:
+    """u of a dtype: rounding to it changes a number by at most u of itself."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
 def gamma(count: int) -> float:
     """γ_n, the bound on n roundings in a row."""
     return count * UNIT / (1 - count * UNIT)
@@ -330,7 +335,7 @@ class ErrorBound(Arithmetic):
         value = self.lift(array)
         if not isinstance(value, Bounded) or array.dtype == np.float64:
             return value
-        unit = float(jnp.finfo(array.dtype).eps) / 2
+        unit = unit_roundoff(array.dtype)
         meant = np.frexp(value.value)[0] * 4 == np.round(np.frexp(value.value)[0] * 4)
         return Bounded(value.value, np.where(meant, 0, unit * np.abs(value.value)))
 

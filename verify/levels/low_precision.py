@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from verify.arithmetic.error_bound import unit_roundoff
 from verify.arithmetic.numpy import Float64
 from verify.judges import Verdict, is_gradient, widened
 from verify.networks import draw_case
@@ -68,7 +69,7 @@ def over(ours: float, theirs: float, size: float, dtype: Any) -> float:
         size: the norm of the exact values.
         dtype: whose unit roundoff is meant.
     """
-    rounding = float(jnp.finfo(dtype).eps) / 2 * size
+    rounding = unit_roundoff(dtype) * size
     # Both exact, or a gradient of zeros: nothing to divide.
     return float(ours / max(theirs, rounding)) if ours else 0.0
 
