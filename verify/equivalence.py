@@ -1,110 +1,316 @@
 """Mutants that compute the same function: the classes there are, each with its reason.
 
 No judge can kill a program that computes the same function. That one does is found in exact
-arithmetic, not here; but it must then belong to a class below, so that nobody's blind spot passes
-for mathematics.
+arithmetic, on many draws; but it must also be known why, so that nobody's blind spot passes for
+mathematics: a threshold that no draw comes near survives every draw, and isn't equivalent.
+
+So a class is no list of places where survivors were seen. It is a reason that is evaluated. The
+changed value differs, no result does: the equations where the change vanishes
+(`verify.vanishing`) are the evidence, and each must do so for one of the reasons below, which
+looks at the values themselves. What is left out by a selection, say, is excused only if it is
+selected elsewhere, where it would have shown.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from verify.vanishing import Place, Recording, Vanishing, differs
 
 if TYPE_CHECKING:
     from verify.mutants import Mutant
 
-_COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+ARITHMETIC = ("add", "add_any", "sub", "mul", "div")
+EVEN = ("abs", "square", "cosh", "cos")
+
+
+class Evidence(Protocol):
+    """What is known of a mutant that survived."""
+
+    mutant: Mutant
+    recordings: list[Recording]
+    """Runs of the program that it was made of, in exact arithmetic."""
+
+    def is_free(self, place: Place) -> bool:
+        """Whether the comparison or selection there may turn out either way, at every draw."""
+        ...
+
+    def shows_beyond(self) -> bool:
+        """Whether results become or cease to be finite at infinities, NaN, bad classes, ..."""
+        ...
+
+    def bounds_a_guard(self) -> bool:
+        """Whether it is the bound of maxima or minima without which results aren't finite."""
+        ...
 
 
 class Class(NamedTuple):
     """A class of mutants that compute the same function, and why they do."""
 
     reason: str
-    holds: Callable[[Mutant], bool]
+    holds: Callable[[Evidence, list[Vanishing]], bool]
+    """holds(evidence, vanishings at one equation): whether this is why they vanish there."""
 
 
-_POSITIVE = tuple(f"scaled by {f:g}" for f in (2, 0.5, 1.01, 1.001, 1.0001, 1.00001))
-_CONSTANTS = ("broadcast_in_dim", "convert_element_type")
-_LOSS = ("value", "error", "_distribution")
-_SIGN_TESTS = frozenset({"gt", "ge", "lt", "le", "eq", "ne", "sign", "is_finite"})
+def classify(evidence: Evidence, vanishings: list[Vanishing]) -> tuple[str, str]:
+    """(name of the class, why there is none): every place where a change vanishes needs a class."""
+    own, places = [], {}
+    for each in vanishings:
+        (own if each.place == evidence.mutant.place else places.setdefault(each.place, [])).append(
+            each
+        )
+    # At a draw where nothing changes nothing is learnt, unless that is so at all of them.
+    names = []
+    for events in places.values() if places else [own]:
+        name = next((name for name, each in EQUIVALENT.items() if each.holds(evidence, events)), "")
+        if not name:
+            if not events:
+                return "", "what it changes is lost in rounding"
+            event = events[0]
+            where = ".".join(map(str, event.place))
+            return "", f"vanishes in {event.equation.primitive.name}, equation {where}"
+        names.append(name)
+    return next(name for name in EQUIVALENT if name in names), ""
 
-_TWO_FORMS = ("_sigmoid_slope", "_sigmoid_parts", "_normal_parts", "_nearest", "_exp_below")
-"""Functions that choose between two forms of the same function, for their accuracy."""
+
+# --- reasons that need no draws -------------------------------------------------------------
+
+
+def _unchanged(evidence: Evidence, events: list[Vanishing]) -> bool:
+    return bool(events) and all(event.place == evidence.mutant.place for event in events)
+
+
+def _constant(evidence: Evidence, events: list[Vanishing]) -> bool:
+    return _unchanged(evidence, events) and not evidence.mutant.depends
+
+
+def _one_term(evidence: Evidence, events: list[Vanishing]) -> bool:
+    if not _unchanged(evidence, events) or not evidence.mutant.primitive.startswith("reduce_"):
+        return False
+    equation = events[0].equation
+    shape = equation.invars[0].aval.shape
+    return math.prod(shape) == math.prod(equation.outvars[0].aval.shape)
+
+
+def _neutral(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """A constant of the program is 1 or 0 there: nothing else is asked of other operands."""
+    found = False
+    for event in events:
+        fixed = evidence.mutant.fixed.get(event.place, ())
+        changed = _changed(event)
+        if event.equation.primitive.name not in ARITHMETIC or len(fixed) != 2:
+            return False
+        for index in (0, 1):
+            operand = np.asarray(event.before[index])
+            one_or_zero = operand.dtype == object and (operand == operand.flat[0]).all()
+            if fixed[index] and one_or_zero and not changed[index]:
+                name, value = event.equation.primitive.name, operand.flat[0]
+                mine = event.place == evidence.mutant.place
+                found |= (value == 0 and (mine or name == "mul")) or (mine and value == 1)
+    return found
+
+
+# --- reasons that are seen in the values ----------------------------------------------------
+
+
+def _changed(event: Vanishing) -> list[bool]:
+    return [bool(differs(*pair, 0).any()) for pair in zip(event.before, event.after, strict=True)]
+
+
+def _only(*names: str) -> Callable[[list[Vanishing]], bool]:
+    return lambda events: all(event.equation.primitive.name in names for event in events)
+
+
+def _even(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """The inputs change their sign and nothing else."""
+    return bool(events) and all(
+        event.equation.primitive.name in EVEN
+        or (event.equation.primitive.name == "integer_pow" and event.equation.params["y"] % 2 == 0)
+        for event in events
+    )
+
+
+def _sign_test(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """a - b, whose sign decides, is multiplied by one positive number wherever it changes."""
+    factors: list[Any] = []
+    for event in events:
+        name = event.equation.primitive.name
+        if name not in (*COMPARISONS, "sign") or event.place == evidence.mutant.place:
+            return False
+        pairs = [
+            np.ravel(a - b) if name != "sign" else np.ravel(a)
+            for a, b in ((inputs[0], inputs[-1]) for inputs in (event.before, event.after))
+            if np.asarray(a).dtype == object
+        ]
+        if len(pairs) != 2:
+            return False
+        for before, after in zip(*pairs, strict=True):
+            if before == 0 or not _is_finite(before) or not _is_finite(after):
+                if before != after:
+                    return False
+            elif differs(after, before, 1e-40):
+                factors.append(after / before)
+    return bool(factors) and all(
+        factor > 0 and not differs(factor, factors[0], 1e-30) for factor in factors
+    )
+
+
+def _is_finite(number: Any) -> bool:
+    return number - number == 0
+
+
+def _two_forms(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """Turned the other way the choice makes no difference, at any draw."""
+    mutant = evidence.mutant
+    if mutant.primitive in (*COMPARISONS, "select_n") and evidence.is_free(mutant.place):
+        return mutant.primitive in COMPARISONS or mutant.kind == "cases swapped"
+    if mutant.users and all(
+        name in COMPARISONS and evidence.is_free(place) for name, place in mutant.users
+    ):
+        return True
+    return bool(events) and all(
+        event.equation.primitive.name in COMPARISONS and evidence.is_free(event.place)
+        for event in events
+    )
+
+
+def _kink(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """A selection gives the same although it selects the other case."""
+    turned = 0
+    for event in events:
+        if event.equation.primitive.name != "select_n":
+            return False
+        turned += int(differs(event.before[0], event.after[0], 0).sum())
+        if not _changed(event)[0] and event.place != evidence.mutant.place:
+            return False
+    return turned > 0
+
+
+def _cancels(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """Both operands change, and what comes of them is the same, and not for being 0."""
+    shown = False
+    for event in events:
+        name = event.equation.primitive.name
+        if name not in ARITHMETIC or not all(_changed(event)):
+            return False
+        apart = [
+            np.broadcast_to(differs(*pair, 0), np.shape(event.outputs[0]))
+            for pair in zip(event.before, event.after, strict=True)
+        ]
+        both = np.asarray(apart[0] & apart[1])
+        shown |= bool((both & np.asarray(event.outputs[0] != 0, bool)).any())
+    return shown
+
+
+def _left_out(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """What changes isn't used where it does, but is elsewhere: there it would have shown."""
+    if not events or events[0].place == evidence.mutant.place:
+        return False
+    left: dict[int, Any] = {}
+    for event in events:
+        name = event.equation.primitive.name
+        for index, pair in enumerate(zip(event.before, event.after, strict=True)):
+            apart = differs(*pair, 0)
+            if not apart.any():
+                continue
+            used = _used(name, event.equation, event.before, event.outputs, index)
+            if used is None:
+                return False
+            left[index] = left.get(index, False) | (apart & ~used)
+    equation = events[0].equation
+    for index, out in left.items():
+        shown: Any = False
+        for recording in evidence.recordings:
+            for step in recording.at(events[0].place):
+                used = _used(equation.primitive.name, equation, step.inputs, step.outputs, index)
+                shown = shown | (out & used)
+        if not np.any(shown):
+            return False
+    return True
+
+
+def _used(
+    name: str, equation: Any, inputs: list[Any], outputs: list[Any], index: int
+) -> np.ndarray | None:
+    """The elements of an operand that the result depends on; None where that isn't known."""
+    shape = np.shape(inputs[index])
+    if name == "select_n" and index > 0:
+        used = np.asarray(inputs[0]) == index - 1
+    elif name == "mul":
+        used = np.asarray(inputs[1 - index] != 0, bool)
+    elif name in ("and", "or"):
+        used = np.asarray(inputs[1 - index], bool) == (name == "and")
+    elif name in ("max", "min", "clamp"):
+        used = np.asarray(outputs[0] == inputs[index], bool)
+    elif name in ("reduce_max", "reduce_min"):
+        kept = np.expand_dims(outputs[0], tuple(equation.params["axes"]))
+        used = np.asarray(inputs[0] == kept, bool)
+    else:
+        return None
+    return np.broadcast_to(used, shape) if used.ndim <= len(shape) else used.any()
+
+
+def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """It doesn't act at finite numbers, and it does beyond."""
+    if not events:
+        return False
+    if all(map(_asks_for_infinity, events)):
+        return True
+    if not evidence.mutant.depends and evidence.bounds_a_guard():
+        return True  # where the guard begins is a choice
+    return evidence.shows_beyond()
+
+
+def _asks_for_infinity(event: Vanishing) -> bool:
+    name = event.equation.primitive.name
+    if name == "is_finite":
+        return True
+    return name in COMPARISONS and any(
+        np.asarray(operand).dtype == object and np.isinf(np.asarray(operand, float)).all()
+        for operand in event.before
+    )
+
 
 EQUIVALENT: dict[str, Class] = {
-    "shift of softmax": Class(
-        "softmax and logsumexp don't depend on the shift that keeps exp from overflowing",
-        lambda m: m.function in ("_finite_max", "_shifted"),
-    ),
-    "common factor": Class(
-        "it multiplies numerator and denominator alike: the exponentials of a softmax, the scale "
-        "by which a vector is normalised",
-        lambda m: (
-            (m.function in _LOSS and m.primitive == "exp")
-            or m.function in ("_unit", "_length", "_scale")
-        ),
-    ),
-    "guard": Class(
-        "it acts on infinities, NaN, overflow, invalid classes or weights of 0 only, which the "
-        "edge table, bad input and the tests of weights cover",
-        lambda m: (
-            m.function in ("_poison", "_like", "_without_idle_infinities")
-            or (
-                m.function == "sweep"
-                and m.primitive in (*_COMPARISONS, "select_n", "broadcast_in_dim")
-            )
-            or (
-                m.function in _LOSS
-                and m.primitive in (*_COMPARISONS, "select_n", "and", *_CONSTANTS)
-            )
-            or (m.primitive in ("max", "min") and m.kind == "only operand 1")
-        ),
-    ),
-    "two forms of one function": Class(
-        "both cases of the selection are the same function; the choice is for accuracy, which L5 "
-        "and the accuracy of activations judge",
-        lambda m: (
-            m.function in (*_TWO_FORMS, "derivative")
-            and (
-                m.consumers <= _SIGN_TESTS
-                or m.primitive in ("select_n", *_COMPARISONS, *_CONSTANTS)
-                or (m.primitive == "abs" and m.kind == "scaled by -1")
-            )
-        ),
-    ),
-    "which is largest": Class(
-        "only the place of the maximum is used, and a positive factor doesn't move it",
-        lambda m: m.function == "_margins" and m.kind in _POSITIVE,
-    ),
-    "sign test": Class(
-        "only comparisons with 0 use it, and a positive factor doesn't change a sign",
-        lambda m: m.consumers <= _SIGN_TESTS and m.kind in (*_POSITIVE, "one element off by 1%"),
-    ),
-    "multiple of zero": Class(
-        "it is the 0 of a selection, and stays 0",
-        lambda m: m.is_zero and m.primitive in (*_CONSTANTS, "select_n"),
-    ),
+    "constant": Class("a constant 0, ∞ or NaN of the program, which stays what it is", _constant),
     "one term": Class(
         "a sum over one element is its mean, its maximum and its sum over another such axis",
-        lambda m: m.primitive == "reduce_sum" and m.kind.startswith(("made a", "over axis")),
-    ),
-    "even function": Class(
-        "only an even function uses it: a square, an absolute value, log cosh, σ'",
-        lambda m: (
-            m.kind == "scaled by -1"
-            and (
-                m.consumers <= {"square", "abs", "integer_pow"}
-                or m.function in ("_sigmoid_slope", "derivative", "_inner")
-                or (m.function == "value" and m.primitive in ("sub", "min", "max"))
-            )
-        ),
+        _one_term,
     ),
     "neutral operand": Class(
-        "the other operand is 1 or 0 for these settings: a weight, a power or a factor left out",
-        lambda m: m.function in _LOSS and m.kind.startswith(("only operand", "made ")),
+        "a setting of the rule is 1 or 0: a weight, a power or a factor that is left out", _neutral
+    ),
+    "two forms of one function": Class(
+        "both outcomes of the choice give the same function, which was tried: the choice is for "
+        "accuracy or range, which L5, the edge table and the accuracy of activations judge",
+        _two_forms,
     ),
     "agreement at the kink": Class(
-        "where the comparison turns, both cases have the same value",
-        lambda m: m.primitive in _COMPARISONS and m.kind.startswith("made "),
+        "where the selection turns, both cases have the same value", _kink
+    ),
+    "even function": Class("only the sign changes, and an even function takes it away", _even),
+    "sign test": Class(
+        "only the sign of a difference is used, and it is multiplied by a positive number",
+        _sign_test,
+    ),
+    "cancellation": Class(
+        "both operands change, and the change cancels: numerator and denominator of a softmax, "
+        "the shift of a logsumexp, the scale by which a vector is normalised",
+        _cancels,
+    ),
+    "left out": Class(
+        "a selection, a factor 0 or a maximum leaves out what changes; elsewhere it is used, and "
+        "the same",
+        _left_out,
+    ),
+    "guard": Class(
+        "it acts on infinities, NaN, overflow, zero vectors or invalid classes only, where it was "
+        "seen to act; the edge table, bad input and the tests of weights judge that",
+        _guard,
     ),
 }

@@ -73,7 +73,9 @@ class Rule:
 
 KINDS = ("normal", "lattice", "ties", "large")
 """How arguments are drawn: normal; small integers; multiples of ½, so that kinks are met and
-maxima tie; ten times as large, so that activations saturate."""
+maxima tie; ten times as large, so that activations saturate. The judges of mutants also draw
+"beside": those multiples moved by a millionth to either side, so that a kink 1e-5 off is met."""
+BESIDE = 2.0**-20
 
 
 def generator(*seed: int) -> np.random.Generator:
@@ -85,8 +87,10 @@ def numbers(rng: np.random.Generator, kind: str, shape: Shape) -> np.ndarray:
     """An array of random numbers of this kind."""
     if kind == "lattice":
         return rng.integers(-2, 3, size=shape).astype(np.float64)
-    if kind == "ties":
-        return rng.integers(-6, 7, size=shape) / 2
+    if kind in ("ties", "beside"):
+        # Half are doubled, so that the kink of relu6 at 6 is met too.
+        ties = rng.integers(-6, 7, size=shape) / 2 * rng.choice([1, 2], size=shape)
+        return ties if kind == "ties" else ties * (1 + rng.choice([-1, 1], size=shape) * BESIDE)
     return rng.normal(size=shape) * (10 if kind == "large" else 1)
 
 
@@ -156,9 +160,10 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
         prediction = numbers(rng, kind, shape)
         target = spec.target(rng, loss, shape)
-        if kind in ("lattice", "ties") and target.dtype.kind == "f":
+        if kind in ("lattice", "ties", "beside") and target.dtype.kind == "f":
             target = np.round(2 * target) / 2
-        weights = numbers(rng, "lattice" if kind in ("lattice", "ties") else kind, shape[:-1])
+        exact = kind in ("lattice", "ties", "beside")
+        weights = numbers(rng, "lattice" if exact else kind, shape[:-1])
         return prediction, target, weights
 
     return Rule(

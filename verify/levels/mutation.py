@@ -7,7 +7,7 @@ from collections import Counter
 
 import manual_bp as mbp
 from verify import rules
-from verify.mutants import EQUIVALENCE_DRAWS, EQUIVALENT, KILLING_DRAWS, Bench, Mutant, Outcome
+from verify.mutants import EQUIVALENT, Bench, Mutant, Outcome
 from verify.networks import Case
 from verify.other_checkers import compare, in_words
 from verify.report import Report
@@ -76,8 +76,8 @@ def run(
     work = chosen(per_rule, seed)
     with report.working("mutants", sum(len(mutants) for _, _, mutants in work)) as advance:
         for rule, bench, mutants in work:
-            alarms += len(bench.false_alarms())
-            checks += len(KILLING_DRAWS) + len(EQUIVALENCE_DRAWS)
+            found = bench.false_alarms()
+            alarms, checks = alarms + sum(found), checks + len(found)
             for mutant in mutants:
                 if time.perf_counter() - started > seconds:
                     break
@@ -87,8 +87,7 @@ def run(
                 level.judged(held, failure=_line(rule, outcome), family=rule.family)
                 killed += outcome.killed
                 if outcome.killed and killed % compare_every == 0:
-                    kind, draw = KILLING_DRAWS[0]
-                    compare(others, rule, mutant.run, rule.draw(rules.generator(draw), kind))
+                    compare(others, rule, mutant.run, bench.args(mutant))
                 advance(f"{rule.name[:30]}: {mutant.primitive} {mutant.kind}")
     level.judged(not alarms, failure=f"{alarms} false alarms in {checks} checks of right programs")
     level.note(f"{alarms} false alarms in {checks} checks of right programs")

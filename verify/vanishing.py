@@ -1,0 +1,132 @@
+"""Where a change to a program vanishes: the equations that swallow it, and what they do to it.
+
+A mutant that computes the same function changes some values, yet no result. So on every way from
+the changed equation to a result there is an equation that is given something else and returns the
+same: a selection of the other case, a product with 0, a square of what only changed sign. These
+equations, and the values in them, are the evidence for why the mutant is equivalent.
+
+To find them, the program runs once in exact arithmetic and its values are kept. The mutant then
+computes only what depends on the change: so many draws are cheap.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from verify.arithmetic import Arithmetic
+from verify.interpreter import CALLS, Program
+
+Place = tuple[int, ...]
+
+
+class Step(NamedTuple):
+    """One equation as it was computed."""
+
+    inputs: list[Any]
+    outputs: list[Any]
+
+
+class Vanishing(NamedTuple):
+    """An equation that was given something else and returned the same."""
+
+    place: Place
+    equation: Any
+    before: list[Any]
+    after: list[Any]
+    """Its inputs in the program and in the mutant."""
+    outputs: list[Any]
+
+
+class Recording:
+    """A program's run in exact arithmetic, with every value.
+
+    Args:
+        program: what is run.
+        args: what it is run at.
+        arithmetic: an exact one.
+        unit: relative difference that passes for rounding, 0 where there is none.
+    """
+
+    def __init__(self, program: Program, args: Any, arithmetic: Arithmetic, unit: float) -> None:
+        self.program, self.args, self.arithmetic, self.unit = program, args, arithmetic, unit
+        self.steps: dict[tuple[Place, int], Step] = {}
+        """By place, and by how often it was passed before: loops pass again."""
+        passed: Counter[Place] = Counter()
+
+        def hook(place: Place, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
+            outputs = run(*inputs)
+            self.steps[place, passed[place]] = Step(list(inputs), list(outputs))
+            passed[place] += 1
+            return outputs
+
+        with np.errstate(all="ignore"):
+            self.results = program.run(args, arithmetic, hook)
+
+    def at(self, place: Place) -> list[Step]:
+        """The equation's runs: one, or one for each time round a loop."""
+        return [step for (where, _), step in self.steps.items() if where == place]
+
+    def follow(self, changed: Place, change: Callable[..., list[Any]]) -> tuple[Any, list[Any]]:
+        """The results with one equation changed, and the Vanishing of its change.
+
+        Args:
+            changed: the equation's place.
+            change: change(equation, inputs, run) -> outputs.
+        """
+        passed: Counter[Place] = Counter()
+        found: list[Vanishing] = []
+
+        def hook(place: Place, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
+            known = self.steps.get((place, passed[place]))
+            passed[place] += 1
+            mine = place == changed
+            if known is None or len(known.inputs) != len(inputs):
+                return change(equation, inputs, run) if mine else run(*inputs)
+            pairs = list(zip(inputs, known.inputs, strict=True))
+            same = all(self.same(*pair) for pair in pairs)
+            inside = len(changed) > len(place) and changed[: len(place)] == place
+            if same and not mine and not inside:
+                return known.outputs
+            made = change(equation, inputs, run) if mine else run(*inputs)
+            outputs = [self.settled(*pair) for pair in zip(made, known.outputs, strict=True)]
+            leaf = equation.primitive.name not in CALLS
+            if leaf and all(a is b for a, b in zip(outputs, known.outputs, strict=True)):
+                found.append(Vanishing(place, equation, known.inputs, inputs, outputs))
+            return outputs
+
+        with np.errstate(all="ignore"):
+            results = self.program.run(self.args, self.arithmetic, hook)
+        return results, found
+
+    def same(self, ours: Any, theirs: Any) -> bool:
+        """Whether two values are the same everywhere."""
+        return ours is theirs or not differs(ours, theirs, self.unit).any()
+
+    def settled(self, ours: Any, theirs: Any) -> Any:
+        """A value of the mutant, with the program's own elements wherever they are the same."""
+        if ours is theirs:
+            return theirs
+        if np.shape(ours) != np.shape(theirs):
+            return ours
+        apart = differs(ours, theirs, self.unit)
+        if not apart.any():
+            return theirs
+        mixed = np.where(apart, ours, theirs)
+        return mixed
+
+
+def differs(ours: Any, theirs: Any, unit: float) -> np.ndarray:
+    """Where two values differ, by more than this share of the larger; NaN is NaN."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.shape != theirs.shape:
+        return np.array(True)
+    apart = np.array((ours != theirs) & ~((ours != ours) & (theirs != theirs)), bool)
+    if unit and ours.dtype == object:
+        for index in np.argwhere(apart):
+            a, b = ours[tuple(index)], theirs[tuple(index)]
+            apart[tuple(index)] = not abs(a - b) <= unit * max(abs(a), abs(b))
+    return apart
