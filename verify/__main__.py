@@ -34,6 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--budget", type=float, default=215, metavar="SECONDS", help="when to stop (215)"
     )
+    parser.add_argument(
+        "--mutants",
+        type=int,
+        metavar="N",
+        help="of each rule at most (60); 0: all mutants of all rules, within the budget; some "
+        "minutes: --only mutants --mutants 0 --budget 1800",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument(
@@ -46,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     every = rules.of_specs()
     if quick:
         every = rules.one_of_each(every)
+
+    per_rule = options.mutants if options.mutants is not None else 6 if quick else 60
 
     def numbers(count: int) -> list[int]:
         return list(range(count)) if trial is None else [trial]
@@ -69,8 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         "mutants": lambda: mutation.run(
             report,
             seed=seed,
-            per_rule=6 if quick else 60,
-            seconds=SHARE_OF_MUTANTS * options.budget,
+            per_rule=per_rule or sys.maxsize,
+            seconds=(SHARE_OF_MUTANTS if len(chosen) > 1 else 1) * options.budget,
+            compare_every=4 if per_rule else 0,
+            every_rule=not per_rule,
         ),
         "bad input": lambda: bad_input.run(report),
         "compiled": lambda: architectures.run_compiled(

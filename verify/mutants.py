@@ -40,6 +40,8 @@ KILLING_KINDS = ("normal", "ties", "normal", "large", "ties", "normal")
 EXACT_KINDS = ("ties", "beside", "normal", "large") * 7
 FURTHER_KINDS = tuple(("ties", "beside", "normal") * (7 + 7 * number) for number in range(1, 7))
 """For those that are still unexplained: one element of many may rarely be near a kink."""
+MANY_NUMBERS = 2000
+"""Arguments that hold so many are thousands of examples."""
 SEEDS_TRIED = 100
 """To find one whose draw is traced to the program that is mutated."""
 DIGITS = 80
@@ -414,6 +416,12 @@ class Bench:
             self._of_program[key] = found
         return self._of_program[key]
 
+    def _exact_draws(self, program: Program, kinds: tuple[str, ...]) -> list[Draw]:
+        """The last 28 of these draws; 4 of thousands of examples, each of which is a draw."""
+        drawn = jax.tree.leaves(self._drawn(*self.draws(program)[0]))
+        small = sum(map(np.size, drawn)) < MANY_NUMBERS
+        return self.draws(program, kinds)[-len(EXACT_KINDS) if small else -4 :]
+
     def args(self, mutant: Mutant) -> Any:
         """The arguments at which the mutant is judged first."""
         return self._drawn(*self.draws(mutant.program)[0])
@@ -425,7 +433,7 @@ class Bench:
         survivor = _Survivor(self, mutant, [], [])
         name = why = ""
         for kinds in (EXACT_KINDS, *FURTHER_KINDS):
-            different = survivor.look(self.draws(mutant.program, kinds)[-28:])
+            different = survivor.look(self._exact_draws(mutant.program, kinds))
             if any(self._kills(mutant, draw) for draw in different):
                 return Outcome(mutant, True)
             if different:
@@ -448,8 +456,10 @@ class Bench:
         """Whether a comparison or selection may turn out either way: no result changes at all."""
         key = (id(program), place)
         if key not in self._free:
-            recordings = [self._recorded(*draw) for draw in self.draws(program, EXACT_KINDS)]
-            self._free[key] = all(self._is_free_at(each, place) for each in recordings)
+            self._free[key] = all(
+                self._is_free_at(self._recorded(*draw), place)
+                for draw in self._exact_draws(program, EXACT_KINDS)
+            )
         return self._free[key]
 
     def _is_free_at(self, recording: Recording, place: Place) -> bool:
@@ -611,15 +621,18 @@ def _turned(equation: Any, inputs: list[Any], run: Any) -> list[Any]:
     return [~np.asarray(value) for value in run(*inputs)]
 
 
-HOSTILE_DRAWS = 36
+HOSTILE_DRAWS = 300
 HOSTILE = (np.inf, -np.inf, np.nan, 1e300, 1e-300)
 
 
 def _hostile(rng: np.random.Generator, args: Any) -> Any:
     """Arguments with something in them that no draw has: infinities, zero vectors, no classes."""
+    leaves, structure = jax.tree.flatten(args)
 
     def spoilt(leaf: Any) -> np.ndarray:
         leaf = np.array(leaf)
+        if rng.random() > 1.5 / len(leaves):
+            return leaf  # if all were spoilt, nothing but NaN would be left to see
         if leaf.dtype.kind in "iu":
             return np.where(rng.random(leaf.shape) < 0.5, rng.integers(-3, 9, leaf.shape), leaf)
         if leaf.dtype.kind != "f" or not leaf.ndim:
@@ -633,4 +646,4 @@ def _hostile(rng: np.random.Generator, args: Any) -> Any:
             leaf *= rng.choice([1e300, 1e150, 1e-170, 1e-300])
         return leaf
 
-    return jax.tree.map(spoilt, args)
+    return jax.tree.unflatten(structure, [spoilt(leaf) for leaf in leaves])

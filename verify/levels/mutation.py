@@ -31,13 +31,16 @@ WHOLE = (
 ACTIVATIONS = {kind.__name__ for kind in activations.JAX}
 
 
-def chosen(per_rule: int, seed: int) -> list[tuple[Rule, Bench, list[Mutant]]]:
+def chosen(
+    per_rule: int, seed: int, *, every_rule: bool = False
+) -> list[tuple[Rule, Bench, list[Mutant]]]:
     """The mutants of every family: all kinds of change, up to a number for each rule."""
     every = rules.of_specs()
     first = rules.one_of_each(every)
     rest = [rule for rule in every if not any(rule is each for each in first)]
     second = rules.one_of_each(rest)
     picked = [*first, *(rule for rule in second if rule.family not in ACTIVATIONS)]
+    picked = [*every] if every_rule else picked
     picked += [rules.of_case(case, every_intermediate=False) for case in WHOLE]
     found = []
     for rule in picked:
@@ -57,7 +60,13 @@ def _sample(mutants: list[Mutant], most: int, seed: int) -> list[Mutant]:
 
 
 def run(
-    report: Report, *, seed: int, per_rule: int, seconds: float = 1e9, compare_every: int = 4
+    report: Report,
+    *,
+    seed: int,
+    per_rule: int,
+    seconds: float = 1e9,
+    compare_every: int = 4,
+    every_rule: bool = False,
 ) -> None:
     """Judge mutants of every rule, and let other people's checkers judge the same ones.
 
@@ -66,14 +75,15 @@ def run(
         seed: of the choice of mutants.
         per_rule: how many at most for each rule.
         seconds: to stop after.
-        compare_every: how many killed mutants to each that others judge too.
+        compare_every: how many killed mutants to each that others judge too; 0 for none.
+        every_rule: whether to judge all samples of all specs, not two of each family.
     """
     level = report.level("L7 mutants", "rules broken on purpose: failed is what wasn't killed")
     started = time.perf_counter()
     classes: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    killed = alarms = checks = 0
-    work = chosen(per_rule, seed)
+    killed = alarms = checks = judged = 0
+    work = chosen(per_rule, seed, every_rule=every_rule)
     with report.working("mutants", sum(len(mutants) for _, _, mutants in work)) as advance:
         for rule, bench, mutants in work:
             found = bench.false_alarms()
@@ -82,11 +92,12 @@ def run(
                 if time.perf_counter() - started > seconds:
                     break
                 outcome = bench.judge(mutant)
+                judged += 1
                 classes[outcome.equivalent] += 1
                 held = outcome.killed or outcome.equivalent in EQUIVALENT
                 level.judged(held, failure=_line(rule, outcome), family=rule.family)
                 killed += outcome.killed
-                if outcome.killed and killed % compare_every == 0:
+                if outcome.killed and compare_every and killed % compare_every == 0:
                     compare(others, rule, mutant.run, bench.args(mutant))
                 advance(f"{rule.name[:30]}: {mutant.primitive} {mutant.kind}")
     level.judged(not alarms, failure=f"{alarms} false alarms in {checks} checks of right programs")
@@ -95,10 +106,12 @@ def run(
     for name, count in sorted(classes.items()):
         if name in EQUIVALENT:
             level.note(f"{count} compute the same function, {name}: {EQUIVALENT[name].reason}")
+    left = sum(len(mutants) for _, _, mutants in work) - judged
+    if left:
+        level.note(f"{left} mutants were left when the time was up")
     if others:
         level.note(f"the same mutants under other people's checkers: {in_words(others)}")
 
 
 def _line(rule: Rule, outcome: Outcome) -> str:
-    why = outcome.why or "computes the same function and no class lists it"
-    return f"{rule}: {outcome.mutant}: {why}"
+    return f"{rule}: {outcome.mutant}: {outcome.why}"
