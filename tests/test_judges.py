@@ -9,7 +9,7 @@ import pytest
 
 import manual_bp as mbp
 import verify
-from verify import judges, mutants, rules, specs
+from verify import equivalence, judges, mutants, rules, specs
 from verify.arithmetic.error_bound import Bounded, Doubtful, ErrorBound
 from verify.arithmetic.multiprecision import Multiprecision
 from verify.arithmetic.rational import Rational
@@ -250,7 +250,7 @@ def test_low_precision_sees_a_sum_in_bfloat16():
 )
 def test_mutants_are_killed_or_the_same_function_for_a_listed_reason(subject):
     bench = mutants.Bench(subject)
-    assert bench.false_alarms() == []
+    assert not any(bench.false_alarms())
     every = bench.mutants()
     assert len(every) > 30
     assert {"zeroed", "scaled by 1.00001"} <= {mutant.kind for mutant in every}
@@ -274,7 +274,7 @@ def test_an_equivalent_mutant_of_no_listed_class_is_unlisted(monkeypatch):
     bench = mutants.Bench(rules.of_loss(mbp.SoftmaxCrossEntropy(), (3, 4)))
     shifts = [mutant for mutant in bench.mutants() if mutant.function == "_finite_max"]
     assert shifts
-    monkeypatch.setattr(mutants, "EQUIVALENT", {})
+    monkeypatch.setattr(equivalence, "EQUIVALENT", {})
     outcomes = [bench.judge(mutant) for mutant in shifts[:5]]
     assert "unlisted" in {outcome.equivalent for outcome in outcomes}
 

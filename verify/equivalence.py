@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 
 COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 ARITHMETIC = ("add", "add_any", "sub", "mul", "div")
+CHOICES = (
+    *COMPARISONS,
+    "select_n",
+    "max",
+    "min",
+    "clamp",
+    "and",
+    "or",
+    "not",
+    "reduce_and",
+    "reduce_or",
+)
 EVEN = ("abs", "square", "cosh", "cos")
 
 
@@ -40,8 +52,12 @@ class Evidence(Protocol):
         """Whether the comparison or selection there may turn out either way, at every draw."""
         ...
 
+    def is_same_turned(self, place: Place) -> bool:
+        """Whether the selection there may turn out the other way with the mutant's values too."""
+        ...
+
     def shows_beyond(self) -> bool:
-        """Whether results become or cease to be finite at infinities, NaN, bad classes, ..."""
+        """Whether results differ at infinities, NaN, overflow, bad classes, but not before."""
         ...
 
     def bounds_a_guard(self) -> bool:
@@ -120,10 +136,6 @@ def _neutral(evidence: Evidence, events: list[Vanishing]) -> bool:
 
 def _changed(event: Vanishing) -> list[bool]:
     return [bool(differs(*pair, 0).any()) for pair in zip(event.before, event.after, strict=True)]
-
-
-def _only(*names: str) -> Callable[[list[Vanishing]], bool]:
-    return lambda events: all(event.equation.primitive.name in names for event in events)
 
 
 def _even(evidence: Evidence, events: list[Vanishing]) -> bool:
@@ -229,7 +241,9 @@ def _left_out(evidence: Evidence, events: list[Vanishing]) -> bool:
             for step in recording.at(events[0].place):
                 used = _used(equation.primitive.name, equation, step.inputs, step.outputs, index)
                 shown = shown | (out & used)
-        if not np.any(shown):
+        if not np.any(shown) and not (
+            equation.primitive.name == "select_n" and evidence.is_same_turned(events[0].place)
+        ):
             return False
     return True
 
@@ -243,6 +257,9 @@ def _used(
         used = np.asarray(inputs[0]) == index - 1
     elif name == "mul":
         used = np.asarray(inputs[1 - index] != 0, bool)
+    elif name == "div":
+        other = np.asarray(inputs[1 - index])
+        used = np.asarray(other != 0, bool) if index else np.isfinite(other.astype(float))
     elif name in ("and", "or"):
         used = np.asarray(inputs[1 - index], bool) == (name == "and")
     elif name in ("max", "min", "clamp"):
@@ -261,9 +278,19 @@ def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
         return False
     if all(map(_asks_for_infinity, events)):
         return True
+    if not all(map(_chooses, events)):
+        return False
     if not evidence.mutant.depends and evidence.bounds_a_guard():
         return True  # where the guard begins is a choice
     return evidence.shows_beyond()
+
+
+def _chooses(event: Vanishing) -> bool:
+    """Whether an equation chooses between values, or multiplies by a 1 that is so chosen."""
+    name = event.equation.primitive.name
+    if name in ("mul", "div"):
+        return any(bool(np.all(np.asarray(operand) == 1)) for operand in event.before)
+    return name in CHOICES
 
 
 def _asks_for_infinity(event: Vanishing) -> bool:

@@ -467,7 +467,7 @@ class Bench:
             hook = _at(place, _turned)
             return recording.program.run(recording.args, arithmetic, hook)
 
-        return self._same(recording, recording.follow(place, _turned)[0], again)
+        return self._same(recording, recording.follow({place: _turned})[0], again)
 
     def shows_beyond(self, program: Program, place: Place, change: Any) -> bool:
         """Whether results are infinite, finite or something else at arguments out of range.
@@ -479,18 +479,25 @@ class Bench:
         """
         arithmetic = Float64()
         hook = _at(place, functools.partial(change, arithmetic))
-        for seed in range(HOSTILE_DRAWS):
-            draws = self.draws(program)
-            args = _hostile(generator(seed), self._drawn(*draws[seed % len(draws)]))
+        draws = self.draws(program)
+
+        def differs_at(args: Any) -> bool:
             with np.errstate(all="ignore"):
                 right = program.run(args, arithmetic)
                 try:
                     results = program.run(args, arithmetic, hook)
                 except (ArithmeticError, ValueError, TypeError):
                     return True
-                if any(_grossly_differ(results[name], right[name]) for name in right):
-                    return True
-        return False
+                return any(_grossly_differ(results[name], right[name]) for name in right)
+
+        for number, size in enumerate(SIZES):
+            args = self._drawn(*draws[number % len(draws)])
+            if differs_at(jax.tree.map(functools.partial(_scaled_leaf, size), args)):
+                return False  # this isn't out of range: the draws should have reached it
+        return any(
+            differs_at(_hostile(generator(seed), self._drawn(*draws[seed % len(draws)])))
+            for seed in range(HOSTILE_DRAWS)
+        )
 
     def _program(self, draw: Draw) -> Program:
         return self.rule.programs(self._drawn(*draw))[0]
@@ -511,10 +518,8 @@ class Bench:
     def _follow(self, mutant: Mutant, recording: Recording) -> tuple[bool, list[Vanishing]]:
         """Whether it computes something else in exact arithmetic, and where its change vanishes."""
         try:
-            results, vanishings = recording.follow(
-                mutant.place,
-                lambda equation, inputs, run: mutant.change(self.exact, equation, inputs, run),
-            )
+            change = functools.partial(mutant.change, self.exact)
+            results, vanishings = recording.follow({mutant.place: change})
         except (ArithmeticError, ValueError, TypeError):
             return True, []
 
@@ -585,6 +590,16 @@ class _Survivor(NamedTuple):
         mutant, program = self.mutant, self.mutant.program
         return self.bench.shows_beyond(program, mutant.place, mutant.change)
 
+    def is_same_turned(self, place: Place) -> bool:
+        mutant, bench = self.mutant, self.bench
+        changes = {mutant.place: functools.partial(mutant.change, bench.exact), place: _turned}
+
+        def same(recording: Recording) -> bool:
+            apart, size = _apart(recording.follow(changes)[0], recording.results)
+            return all(apart[name] <= size[name] * bench.unit for name in apart)
+
+        return all(map(same, self.recordings))
+
     def bounds_a_guard(self) -> bool:
         mutant, program = self.mutant, self.mutant.program
         return all(
@@ -622,7 +637,13 @@ def _turned(equation: Any, inputs: list[Any], run: Any) -> list[Any]:
 
 
 HOSTILE_DRAWS = 300
+SIZES = tuple(10.0**power for power in (1, 2, 3, 4, 5, 6, -1, -2, -3, -4, -5, -6))
+"""How much larger or smaller than drawn arguments may be and not be out of range."""
 HOSTILE = (np.inf, -np.inf, np.nan, 1e300, 1e-300)
+
+
+def _scaled_leaf(size: float, leaf: Any) -> np.ndarray:
+    return np.asarray(leaf) * size if np.asarray(leaf).dtype.kind == "f" else np.asarray(leaf)
 
 
 def _hostile(rng: np.random.Generator, args: Any) -> Any:

@@ -12,7 +12,7 @@ computes only what depends on the change: so many draws are cheap.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from verify.arithmetic import Arithmetic
 from verify.interpreter import CALLS, Program
 
 Place = tuple[int, ...]
+Change = Callable[[Any, list[Any], Callable[..., list[Any]]], list[Any]]
 
 
 class Step(NamedTuple):
@@ -70,12 +71,11 @@ class Recording:
         """The equation's runs: one, or one for each time round a loop."""
         return [step for (where, _), step in self.steps.items() if where == place]
 
-    def follow(self, changed: Place, change: Callable[..., list[Any]]) -> tuple[Any, list[Any]]:
-        """The results with one equation changed, and the Vanishing of its change.
+    def follow(self, changes: Mapping[Place, Change]) -> tuple[Any, list[Vanishing]]:
+        """The results with equations changed, and where the changes vanish.
 
         Args:
-            changed: the equation's place.
-            change: change(equation, inputs, run) -> outputs.
+            changes: change(equation, inputs, run) -> outputs, by the equation's place.
         """
         passed: Counter[Place] = Counter()
         found: list[Vanishing] = []
@@ -83,15 +83,15 @@ class Recording:
         def hook(place: Place, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
             known = self.steps.get((place, passed[place]))
             passed[place] += 1
-            mine = place == changed
+            change = changes.get(place)
             if known is None or len(known.inputs) != len(inputs):
-                return change(equation, inputs, run) if mine else run(*inputs)
+                return change(equation, inputs, run) if change else run(*inputs)
             pairs = list(zip(inputs, known.inputs, strict=True))
             same = all(self.same(*pair) for pair in pairs)
-            inside = len(changed) > len(place) and changed[: len(place)] == place
-            if same and not mine and not inside:
+            around = any(changed[: len(place)] == place for changed in changes)
+            if same and not around:
                 return known.outputs
-            made = change(equation, inputs, run) if mine else run(*inputs)
+            made = change(equation, inputs, run) if change else run(*inputs)
             outputs = [self.settled(*pair) for pair in zip(made, known.outputs, strict=True)]
             leaf = equation.primitive.name not in CALLS
             if leaf and all(a is b for a, b in zip(outputs, known.outputs, strict=True)):
@@ -115,8 +115,7 @@ class Recording:
         apart = differs(ours, theirs, self.unit)
         if not apart.any():
             return theirs
-        mixed = np.where(apart, ours, theirs)
-        return mixed
+        return np.where(apart, ours, theirs)
 
 
 def differs(ours: Any, theirs: Any, unit: float) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""Why a mutant computes the same function: one that does, for each reason, and one that doesn't."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from verify import rules
+from verify.mutants import Bench
+from verify.rules import Rule
+
+
+def outcomes(function, primitive, kind, *, draw=rules.numbers, exact=True, shape=(4, 3)):
+    """What becomes of the mutants of this kind of one function of x."""
+
+    def results(x):
+        return {"y": function(x)}
+
+    rule = Rule(
+        "a rule", "test", results, results, lambda rng, how: (draw(rng, how, shape),), exact=exact
+    )
+    bench = Bench(rule)
+    found = [
+        bench.judge(mutant)
+        for mutant in bench.mutants()
+        if (mutant.primitive, mutant.kind) == (primitive, kind)
+    ]
+    assert found
+    return {"killed" if each.killed else each.equivalent for each in found}
+
+
+def narrow(rng, kind, shape):
+    """Numbers between -½ and ½: draws that reach no threshold."""
+    return np.clip(rules.numbers(rng, kind, shape), -0.5, 0.5)
+
+
+def zeros(rng, kind, shape):
+    return np.zeros(shape)
+
+
+def kink(x):
+    return jnp.where(x > 0, 2 * x, x)
+
+
+def normalised(x):
+    return x / x.sum()
+
+
+MEMBERS = {
+    "constant": (lambda x: jnp.where(x > 0, x, 0), "broadcast_in_dim", "scaled by 2"),
+    "neutral operand": (lambda x: x * 1.0 + 1, "mul", "only operand 0"),
+    "agreement at the kink": (lambda x: jnp.where(x > 0, 2 * x, x), "gt", "made ge"),
+    "two forms of one function": (
+        lambda x: jnp.where(x > 0.3, x * x - 1, (x - 1) * (x + 1)),
+        "gt",
+        "made ge",
+    ),
+    "even function": (lambda x: jnp.square(3 * x), "mul", "scaled by -1"),
+    "sign test": (lambda x: jnp.where(3 * x > 0, x + 1, 5), "mul", "scaled by 1.00001"),
+    "cancellation": (lambda x: normalised(jnp.exp(x)), "exp", "scaled by 2"),
+    "left out": (
+        lambda x: jnp.where(x > 0, x + 1, jnp.minimum(x, 0)),
+        "min",
+        "only operand 0",
+    ),
+    "guard": (lambda x: jnp.where(x < jnp.inf, x, 0), "lt", "made le"),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_mutant_that_computes_the_same_function_is_of_its_class(name):
+    function, primitive, kind = MEMBERS[name]
+    exact = name != "cancellation"
+    assert outcomes(function, primitive, kind, exact=exact) == {name}
+
+
+def test_a_sum_over_one_element_is_its_maximum():
+    found = outcomes(lambda x: x.sum(1), "reduce_sum", "made a maximum", shape=(4, 1))
+    assert found == {"one term"}
+
+
+WRONG = {
+    # A threshold or a bound that no draw comes near is none of the reasons.
+    "a kink that isn't met": (lambda x: jnp.where(x > 2, 2 * x, x), "gt", "made ge"),
+    "a case that is never selected": (lambda x: jnp.where(x > 2, 2 * x, x), "mul", "scaled by 2"),
+    "a bound that isn't met": (lambda x: jnp.minimum(x, 2), "min", "only operand 0"),
+    "a constant that isn't used": (
+        lambda x: jnp.where(x > 2, 5, x),
+        "broadcast_in_dim",
+        "scaled by 2",
+    ),
+    "a threshold off, that isn't met": (lambda x: jnp.where(3 * x > 7, x, 1), "mul", "scaled by 2"),
+    "a sign that is always the same": (
+        lambda x: jnp.where(jnp.abs(x) < 3, x, 0),
+        "abs",
+        "scaled by 1.00001",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_draws_never_reach_is_unlisted_and_with_wider_draws_killed(name):
+    assert outcomes(*WRONG[name], draw=narrow) == {"unlisted"}
+    assert outcomes(*WRONG[name]) == {"killed"}
+
+
+def test_what_is_the_same_for_a_zero_alone_is_unlisted():
+    for primitive, kind in (("reduce_sum", "made a maximum"), ("mul", "scaled by 2")):
+        found = outcomes(lambda x: (x * x[::-1]).sum(0), primitive, kind, draw=zeros)
+        assert found == {"unlisted"}
+
+
+def test_an_odd_function_takes_no_sign_away_and_other_factors_do_not_cancel():
+    assert outcomes(lambda x: (3 * x) ** 3, "mul", "scaled by -1") == {"killed"}
+    assert outcomes(lambda x: (3 * x) / (1 + x * x), "mul", "scaled by 2") == {"killed"}
+    assert outcomes(lambda x: jnp.where(2 * x > 1, x, 5), "mul", "scaled by 1.00001") == {"killed"}
