@@ -44,9 +44,15 @@ EVEN = ("abs", "square", "cosh", "cos")
 class Evidence(Protocol):
     """What is known of a mutant that survived."""
 
-    mutant: Mutant
-    recordings: list[Recording]
-    """Runs of the program that it was made of, in exact arithmetic."""
+    @property
+    def mutant(self) -> Mutant:
+        """The mutant."""
+        ...
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """Runs of the program that it was made of, in exact arithmetic."""
+        ...
 
     def is_free(self, place: Place) -> bool:
         """Whether the comparison or selection there may turn out either way, at every draw."""
@@ -269,7 +275,7 @@ def _used(
         used = np.asarray(inputs[0] == kept, bool)
     else:
         return None
-    return np.broadcast_to(used, shape) if used.ndim <= len(shape) else used.any()
+    return np.broadcast_to(used if used.ndim <= len(shape) else used.any(), shape)
 
 
 def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:

@@ -282,13 +282,15 @@ def mutants(program: Program, args: Any) -> list[Mutant]:
     ]
 
 
+_Users = set[tuple[str, Place]]
+
+
 def _users(program: Program) -> dict[Place, frozenset[tuple[str, Place]]]:
     """What uses each equation's result; equations that no result depends on are left out."""
     found: dict[Place, frozenset[tuple[str, Place]]] = {}
-    Users = set[tuple[str, Place]]
 
-    def visit(jaxpr: Any, place: Place, out_users: list[Users]) -> list[Users]:
-        users: dict[Any, Users] = {}
+    def visit(jaxpr: Any, place: Place, out_users: list[_Users]) -> list[_Users]:
+        users: dict[Any, _Users] = {}
         for variable, names in zip(jaxpr.outvars, out_users, strict=True):
             if not hasattr(variable, "val"):
                 users.setdefault(variable, set()).update(names)
