@@ -81,11 +81,13 @@ class Class(NamedTuple):
 
 def classify(evidence: Evidence, vanishings: list[Vanishing]) -> tuple[str, str]:
     """(name of the class, why there is none): every place where a change vanishes needs a class."""
-    own, places = [], {}
+    own: list[Vanishing] = []
+    places: dict[Any, list[Vanishing]] = {}
     for each in vanishings:
-        (own if each.place == evidence.mutant.place else places.setdefault(each.place, [])).append(
-            each
-        )
+        if each.place == evidence.mutant.place:
+            own.append(each)
+        else:
+            places.setdefault((each.place, tuple(_changed(each))), []).append(each)
     # At a draw where nothing changes nothing is learnt, unless that is so at all of them.
     names = []
     for events in places.values() if places else [own]:
@@ -275,7 +277,11 @@ def _used(
         used = np.asarray(inputs[0] == kept, bool)
     else:
         return None
-    return np.broadcast_to(used if used.ndim <= len(shape) else used.any(), shape)
+    used = np.broadcast_to(used, np.broadcast_shapes(used.shape, shape))
+    wider = tuple(
+        axis for axis, size in enumerate(used.shape) if axis >= len(shape) or size != shape[axis]
+    )
+    return used.any(axis=wider, keepdims=True).reshape(shape)  # one element serves all along these
 
 
 def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
@@ -295,7 +301,8 @@ def _chooses(event: Vanishing) -> bool:
     """Whether an equation chooses between values, or multiplies by a 1 that is so chosen."""
     name = event.equation.primitive.name
     if name in ("mul", "div"):
-        return any(bool(np.all(np.asarray(operand) == 1)) for operand in event.before)
+        one, other = (np.asarray(operand) for operand in event.before)
+        return any(np.all((a == 1) | (b == 0)) for a, b in ((one, other), (other, one)))
     return name in CHOICES
 
 

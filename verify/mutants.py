@@ -664,7 +664,8 @@ def _hostile(rng: np.random.Generator, args: Any) -> Any:
         if how == 0:
             leaf[rng.random(leaf.shape) < 0.2] = rng.choice(HOSTILE)
         if how == 1:
-            leaf[: max(len(leaf) // 2, 1)] = rng.choice([0.0, *HOSTILE])
+            rows = rng.random(len(leaf)) < 0.5
+            leaf[rows] = rng.choice([0.0, *HOSTILE])
         if how == 2:
             leaf *= rng.choice([1e300, 1e150, 1e-170, 1e-300])
         return leaf
