@@ -277,11 +277,13 @@ def _used(
         used = np.asarray(inputs[0] == kept, bool)
     else:
         return None
-    used = np.broadcast_to(used, np.broadcast_shapes(used.shape, shape))
+    used = np.broadcast_to(np.asarray(used), np.broadcast_shapes(np.shape(used), shape))
     wider = tuple(
         axis for axis, size in enumerate(used.shape) if axis >= len(shape) or size != shape[axis]
     )
-    return used.any(axis=wider, keepdims=True).reshape(shape)  # one element serves all along these
+    return np.asarray(used.any(axis=wider, keepdims=True)).reshape(
+        shape
+    )  # one element serves all along these
 
 
 def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
