@@ -318,8 +318,12 @@ def _users(program: Program) -> dict[Place, frozenset[tuple[str, Place]]]:
 
 
 def _fixed(program: Program) -> dict[Place, tuple[bool, ...]]:
-    """Which operands of each equation are constants of the program: no argument reaches them."""
+    """Which operands of each equation are constants of the program: no argument reaches them.
+
+    Nor does an argument that is multiplied by a constant 0.
+    """
     found: dict[Place, tuple[bool, ...]] = {}
+    zeros: set[Any] = set()
 
     def visit(closed: Any, place: Place, given: list[bool]) -> list[bool]:
         jaxpr = getattr(closed, "jaxpr", closed)
@@ -328,6 +332,9 @@ def _fixed(program: Program) -> dict[Place, tuple[bool, ...]]:
         def is_fixed(atom: Any) -> bool:
             return hasattr(atom, "val") or known[atom]
 
+        def is_zero(atom: Any) -> bool:
+            return not np.any(atom.val) if hasattr(atom, "val") else atom in zeros
+
         for index, equation in enumerate(jaxpr.eqns):
             here, name = (*place, index), equation.primitive.name
             operands = [is_fixed(atom) for atom in equation.invars]
@@ -335,12 +342,19 @@ def _fixed(program: Program) -> dict[Place, tuple[bool, ...]]:
                 outputs = visit(equation.params[CALLS[name]], here, operands)
             else:
                 found[here] = tuple(operands)
-                outputs = [all(operands)] * len(equation.outvars)
+                zero = name == "mul" and any(map(is_zero, equation.invars))
+                zero |= name in KEEP_ZEROS and all(map(is_zero, equation.invars))
+                if zero:
+                    zeros.update(equation.outvars)
+                outputs = [zero or all(operands)] * len(equation.outvars)
             known.update(zip(equation.outvars, outputs, strict=True))
         return [is_fixed(atom) for atom in jaxpr.outvars]
 
     visit(program.jaxpr, (), [False] * len(program.jaxpr.jaxpr.invars))
     return found
+
+
+KEEP_ZEROS = ("broadcast_in_dim", "convert_element_type", "reshape", "neg")
 
 
 def _origin(equation: Any) -> str:
@@ -657,7 +671,7 @@ def _hostile(rng: np.random.Generator, args: Any) -> Any:
         if rng.random() > 1.5 / len(leaves):
             return leaf  # if all were spoilt, nothing but NaN would be left to see
         if leaf.dtype.kind in "iu":
-            return np.where(rng.random(leaf.shape) < 0.5, rng.integers(-3, 9, leaf.shape), leaf)
+            return np.where(rng.random(leaf.shape) < 0.5, rng.integers(-3, 9), leaf)
         if leaf.dtype.kind != "f" or not leaf.ndim:
             return leaf
         how = rng.integers(4)
