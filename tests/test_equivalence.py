@@ -7,6 +7,7 @@ import pytest
 from verify import rules
 from verify.mutants import Bench
 from verify.rules import Rule
+from verify.vanishing import differs
 
 
 def outcomes(function, primitive, kind, *, draw=rules.numbers, exact=True, shape=(4, 3)):
@@ -113,3 +114,9 @@ def test_an_odd_function_takes_no_sign_away_and_other_factors_do_not_cancel():
     assert outcomes(lambda x: (3 * x) ** 3, "mul", "scaled by -1") == {"killed"}
     assert outcomes(lambda x: (3 * x) / (1 + x * x), "mul", "scaled by 2") == {"killed"}
     assert outcomes(lambda x: jnp.where(2 * x > 1, x, 5), "mul", "scaled by 1.00001") == {"killed"}
+
+
+def test_a_number_is_not_infinity_however_many_digits_pass_for_rounding():
+    numbers = np.array([1, np.inf, np.nan, np.inf], object)
+    others = np.array([1 + 1e-50, 3, np.nan, np.inf], object)
+    assert list(differs(numbers, others, 1e-40)) == [False, True, False, False]

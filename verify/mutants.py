@@ -551,7 +551,7 @@ class Bench:
         cancel, much less than they are may be all that is left.
         """
         apart, size = _apart(results, recording.results)
-        if all(apart[name] <= size[name] * self.unit for name in apart):
+        if _within(apart, size, self.unit):
             return True
         if not self.unit or not all(map(math.isfinite, apart.values())):
             return False
@@ -560,6 +560,11 @@ class Bench:
         program, args = recording.program, recording.args
         finer, _ = _apart(again(self._finer), program.run(args, self._finer))
         return all(finer[name] <= apart[name] * self.unit for name in apart)
+
+
+def _within(apart: dict[str, Any], size: dict[str, Any], unit: float) -> bool:
+    """Whether every result is as far apart as this share of its size, and not infinitely."""
+    return all(math.isfinite(apart[name]) and apart[name] <= size[name] * unit for name in apart)
 
 
 def _apart(ours: Any, theirs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -612,7 +617,7 @@ class _Survivor(NamedTuple):
 
         def same(recording: Recording) -> bool:
             apart, size = _apart(recording.follow(changes)[0], recording.results)
-            return all(apart[name] <= size[name] * bench.unit for name in apart)
+            return _within(apart, size, bench.unit)
 
         return all(map(same, self.recordings))
 

@@ -127,5 +127,6 @@ def differs(ours: Any, theirs: Any, unit: float) -> np.ndarray:
     if unit and ours.dtype == object:
         for index in np.argwhere(apart):
             a, b = ours[tuple(index)], theirs[tuple(index)]
-            apart[tuple(index)] = not abs(a - b) <= unit * max(abs(a), abs(b))
+            size = max(abs(a), abs(b))  # a number is as far from infinity as can be
+            apart[tuple(index)] = size - size != 0 or not abs(a - b) <= unit * size
     return apart
