@@ -89,21 +89,26 @@ class CosineSimilarity(Loss):
         if not self.epsilon:
             length = _length(v, of_zero=jnp.inf)
             return v / length, length, None
-        length, least = _length(v, of_zero=0), jnp.sqrt(jnp.asarray(self.epsilon, v.dtype))
+        least = math.sqrt(self.epsilon)
+        length, least = _length(v, of_zero=0, least=least), jnp.asarray(least, v.dtype)
         bounded = jnp.maximum(length, least)
         return v / bounded, bounded, length > least
 
 
-def _length(v: jax.Array, of_zero: float) -> jax.Array:
-    """|v| (..., 1), by squares that neither overflow nor vanish."""
+def _length(v: jax.Array, of_zero: float, least: float = 0.0) -> jax.Array:
+    """|v| (..., 1), by squares that neither overflow nor vanish where |v| is `least` or more."""
     largest = jnp.abs(v).max(-1, keepdims=True)
-    scale = _scale(largest)
+    scale = _scale(largest, least / math.sqrt(v.shape[-1]))
     length = scale * jnp.sqrt(jnp.square(v / scale).sum(-1, keepdims=True))
     return jnp.where(largest == 0, of_zero, length)
 
 
-def _scale(largest: jax.Array) -> jax.Array:
-    """A power of two, by which nothing is rounded: 1 but where squares would leave the range."""
+def _scale(largest: jax.Array, least: float) -> jax.Array:
+    """A power of two, by which nothing is rounded: 1 but where squares would leave the range.
+
+    Below `least` they may vanish: there the length is bounded anyway.
+    """
     bits = jnp.finfo(largest.dtype).maxexp  # floats reach from 2^-bits to 2^bits
     safe, far = 2.0 ** (3 * bits // 8), 2.0 ** (5 * bits // 8)
-    return jnp.where(largest > safe, far, jnp.where(largest < 1 / safe, 1 / far, 1))
+    small = 1 if least > 1 / safe else jnp.where(largest < 1 / safe, 1 / far, 1)
+    return jnp.where(largest > safe, far, small)

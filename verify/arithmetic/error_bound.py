@@ -216,7 +216,10 @@ def _sqrt(params: Any, a: Bounded) -> Bounded:
     value = np.sqrt(a.value)
     steep = 0.5 * a.bound / np.sqrt(np.maximum(a.value - a.bound, SMALLEST))
     # |√a - √b| ≤ √|a - b| also where the slope is infinite.
-    return _rounded(value, np.minimum(steep, np.sqrt(a.bound)))
+    found = _rounded(value, np.minimum(steep, np.sqrt(a.bound)))
+    # The root of an exact square is exact (24 bits: then the square is too), so that lengths tie.
+    exact = (a.bound == 0) & (value == value.astype(np.float32)) & (value * value == a.value)
+    return Bounded(value, np.where(exact, 0, found.bound))
 
 
 def _sign(params: Any, a: Bounded) -> Bounded:
