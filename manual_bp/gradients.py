@@ -315,7 +315,7 @@ def _compiled(
     fields = {
         "loss": step.loss,
         "prediction": step.prediction,
-        "grads": close_params(step.seen, step.dloss_params, params, network, loss),
+        "grads": close_params(network.gather(step.seen), step.dloss_params, params, network, loss),
         "observed": network.observe(step.residuals),
     }
     return tuple(fields[name] for name in wanted)

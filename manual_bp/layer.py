@@ -103,6 +103,8 @@ class Layer(Setting):
         """Something shaped like what forward takes by that name, for inputs like x."""
         if name == "key":
             return jax.random.key(0)
+        if name == "mask":
+            return jnp.ones(x.shape[:1], bool)
         raise NotImplementedError(
             f"{type(self).__name__} takes {name}: it must define stand_in({name!r}, x)"
         )
@@ -115,6 +117,13 @@ class Layer(Setting):
     def inference(self) -> Layer:
         """The layer to use when not training: itself, unless training is a different function."""
         return self
+
+    def gather(self, dparams: Tree) -> Tree:
+        """Gradients as a walk saw them, one for each use of a layer, as gradients of params.
+
+        The same, unless parameters are used in several places: there they add.
+        """
+        return dparams
 
     def walk(
         self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
@@ -170,10 +179,19 @@ class Combinator(Layer):
 
     def stand_in(self, name: str, x: Any) -> Any:
         """What the first child that takes it says."""
+        if name == "statistics":
+            raise NotImplementedError(
+                f"{self!r} takes statistics: parameters are drawn by the network that is trained, "
+                "network.init(key, x); network.inference() has the same ones."
+            )
         return next(child for child in self.children if name in child.takes).stand_in(name, x)
 
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
-        return self.walk(backward_visit, dout, params, residuals)
+        seen, dx = self.walk(backward_visit, dout, params, residuals)
+        return self.gather(seen), dx
+
+    def gather(self, dparams: Tree) -> Tree:
+        return tuple(child.gather(each) for child, each in zip(self.children, dparams, strict=True))
 
     def observe(self, residuals: Tree) -> Tree:
         return tuple(

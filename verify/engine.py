@@ -12,18 +12,18 @@ import manual_bp as mbp
 from manual_bp.layer import Layer, Loss
 from verify import reference
 from verify.interpreter import Program, trace
-from verify.networks import Case, Problem
+from verify.networks import Case, Problem, opened
 
 
 def intermediates(
-    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any
+    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any, taken: Any
 ) -> dict[str, jax.Array]:
     """J, every intermediate, and the gradient that `manual_value_and_grads` returns.
 
     The gradient's leaves are there twice: "dW1" as the walk shows it and "grads dW1" as the caller
     gets it.
     """
-    settings: Any = {"network": network, "loss": loss, "weights": weights}
+    settings: Any = {"network": network, "loss": loss, "weights": weights, **opened(taken)}
     total, grads = mbp.manual_value_and_grads(params, x, y, **settings)
     named = {"J": total, **mbp.intermediates(params, x, y, **settings)}
     named |= {f"grads {name}": each for name, each in reference.named_params(network, grads)}
@@ -31,10 +31,10 @@ def intermediates(
 
 
 def by_autodiff(
-    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any
+    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any, taken: Any
 ) -> dict[str, jax.Array]:
     """The same by jax.grad of the judge's own network."""
-    named = reference.intermediates(network, loss, params, x, y, weights)
+    named = reference.intermediates(network, loss, params, x, y, weights, opened(taken))
     params_only = [name for name, _ in reference.named_params(network, params)]
     return named | {f"grads {name}": named[name] for name in params_only}
 
@@ -42,8 +42,8 @@ def by_autodiff(
 def programs(case: Case, problem: Problem) -> tuple[Program, Program]:
     """The engine's program and autodiff's, traced for this problem."""
     return (
-        trace(lambda *args: intermediates(case.network, case.loss, *args), *problem),
-        trace(lambda *args: by_autodiff(case.network, case.loss, *args), *problem),
+        trace(lambda *args: intermediates(case.used, case.loss, *args), *problem),
+        trace(lambda *args: by_autodiff(case.used, case.loss, *args), *problem),
     )
 
 

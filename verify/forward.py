@@ -6,6 +6,7 @@ rounding is then nothing, and the engine's must lie within its error bound.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,17 +18,23 @@ from verify import specs
 from verify.arithmetic.error_bound import UNIT, Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, Verdict, within_bounds
-from verify.networks import Shape, draw_params
+from verify.networks import Shape, draw_params, draw_taken, opened
+from verify.reference import handed
 
 DIGITS = 30
 
 
-def naive(layer: Layer, params: Any, x: np.ndarray) -> np.ndarray:
+def naive(layer: Layer, params: Any, x: np.ndarray, taken: Mapping[str, Any]) -> np.ndarray:
     """The layer's output by the naive form of its spec, and of its children's."""
     spec = specs.of_layer(layer)
-    if isinstance(layer, Combinator):
-        return spec.naive(layer, params, x, lambda i, p, v: naive(layer.children[i], p, v))
-    return spec.naive(layer, params, x)
+    if not isinstance(layer, Combinator):
+        return spec.naive(layer, params, x, **taken)
+
+    def run(index: int, params: Any, x: np.ndarray, step: int | None = None) -> np.ndarray:
+        child = layer.children[index]
+        return naive(child, params, x, handed(child, taken, index, step))
+
+    return spec.naive(layer, params, x, run)
 
 
 def judge_layer(layer: Layer, shape: Shape, seed: int = 0) -> Verdict:
@@ -35,9 +42,12 @@ def judge_layer(layer: Layer, shape: Shape, seed: int = 0) -> Verdict:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape)
     params = draw_params(rng, layer, x)
-    ours = trace(lambda p, v: layer.forward(p, v)[0], params, x).run((params, x), BOUNDS)
+    taken = draw_taken(rng, layer, layer, params, x)
+    args = (params, x, taken)
+    program = trace(lambda p, v, given: layer.forward(p, v, **opened(given))[0], *args)
     with mp.workdps(DIGITS):
-        return _verdict(ours, naive(layer, *_precise((params, x))))
+        exact = naive(layer, _precise(params), _precise(x), opened(_precise(taken)))
+    return _verdict(program.run(args, BOUNDS), exact)
 
 
 def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> Verdict:

@@ -7,7 +7,8 @@ follow from the seed of the run and the number of the case alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,19 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_bp as mbp
-from manual_bp.layer import Combinator, Layer, Loss
+from manual_bp.layer import Combinator, Layer, Loss, output_shape
 from verify import specs
 
 Shape = tuple[int, ...]
 
 
 class Problem(NamedTuple):
-    """Params, x, y and weights (None for the mean), as NumPy arrays of float64."""
+    """What a case is judged on, as NumPy arrays of float64."""
 
     params: Any
     x: np.ndarray
     y: np.ndarray
     weights: np.ndarray | None
+    """None for the mean."""
+    taken: dict[str, Any]
+    """What the network takes by name; "key" as a seed, see `opened`."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,13 @@ class Case:
     seed: tuple[int, ...] = (0,)
     dtype: str = "float64"
     """Of params, x, y and weights inside the program; the numbers drawn are held exactly by it."""
+    inference: bool = False
+    """Whether the network is used as it is when not training."""
+
+    @property
+    def used(self) -> Layer:
+        """The network that is judged: itself, or what it is when not training."""
+        return self.network.inference() if self.inference else self.network
 
     def problem(self) -> Problem:
         """The numbers of this case, always the same ones."""
@@ -56,7 +67,8 @@ class Case:
             weights = rng.normal(size=shape[:-1]) * (rng.random(shape[:-1]) < 0.8)
         elif self.weighting == "ones":
             weights = np.ones(shape[:-1])
-        return jax.tree.map(self._held, Problem(params, x, y, weights))
+        taken = draw_taken(rng, self.used, self.network, params, x)
+        return jax.tree.map(self._held, Problem(params, x, y, weights, taken))
 
     def _held(self, leaf: np.ndarray) -> np.ndarray:
         """Rounded to what the dtype holds, as float64."""
@@ -81,6 +93,7 @@ class Case:
     def __str__(self) -> str:
         weights = "" if self.weighting == "mean" else f", weights {self.weighting}"
         dtype = "" if self.dtype == "float64" else f", {self.dtype}"
+        dtype += ", not training" if self.inference else ""
         return f"{self.network!r} with {self.loss!r}, x {self.x_shape}{weights}{dtype}"
 
 
@@ -179,15 +192,65 @@ def draw_params(rng: np.random.Generator, network: Layer, x: Any) -> Any:
     shapes = jax.eval_shape(network.init, jax.random.key(0), struct)
 
     def draw(leaf: Any) -> np.ndarray:
-        scale = 1.2 / np.sqrt(leaf.shape[-1]) if leaf.ndim > 1 else 0.7
+        inputs = max(
+            leaf.shape[-1:] if leaf.ndim < 3 else (leaf.shape[-1], leaf.size // leaf.shape[-1])
+        )
+        scale = 1.2 / np.sqrt(inputs) if leaf.ndim > 1 else 0.7
         return scale * rng.normal(size=leaf.shape)
 
     return jax.tree.map(draw, shapes)
 
 
+def draw_taken(
+    rng: np.random.Generator, layer: Layer, training: Layer, params: Any, x: Any
+) -> dict[str, Any]:
+    """What the layer takes by name, at random: a seed, a mask of examples, statistics.
+
+    Args:
+        rng: the generator.
+        layer: the layer that takes it.
+        training: the same when training: what it observes has the shape of statistics.
+        params, x: its params and input.
+    """
+    taken: dict[str, Any] = {}
+    for name in layer.takes:
+        if name == "key":
+            taken[name] = np.uint32(rng.integers(2**32))
+        elif name == "mask":
+            taken[name] = rng.permutation(np.arange(x.shape[0]) < max(2 * x.shape[0] // 3, 2))
+        elif name == "statistics":
+            taken[name] = jax.tree_util.tree_map_with_path(
+                functools.partial(_statistic, rng), _statistics_shape(layer, training, params, x)
+            )
+        else:
+            raise NotImplementedError(f"{layer!r} takes {name}: say here how it is drawn")
+    return taken
+
+
+def _statistic(rng: np.random.Generator, path: Any, leaf: Any) -> np.ndarray:
+    drawn = rng.normal(size=leaf.shape)
+    return 0.5 + np.abs(drawn) if "variance" in jax.tree_util.keystr(path) else drawn
+
+
+def _statistics_shape(layer: Layer, training: Layer, params: Any, x: Any) -> Any:
+    if layer is training:
+        return layer.stand_in("statistics", x)
+
+    def observed(params: Any, x: Any) -> Any:
+        taken = {name: training.stand_in(name, x) for name in training.takes}
+        return training.observe(training.forward(params, x, **taken)[1])
+
+    return jax.eval_shape(observed, params, x)
+
+
+def opened(taken: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layer takes, with a key where a seed was drawn: arrays of keys are no NumPy arrays."""
+    return {name: jax.random.key(each) if name == "key" else each for name, each in taken.items()}
+
+
 def prediction_shape(network: Layer, params: Any, x: Any) -> Shape:
     """The shape of what the network makes of x."""
-    return tuple(jax.eval_shape(lambda p, v: network.forward(p, v)[0], params, x).shape)
+    return tuple(output_shape(network, params, x).shape)
 
 
 def describe_size(network: Layer) -> int:

@@ -53,9 +53,7 @@ def run(report: Report, *, seed: int, trials: int) -> None:
             try:
                 with forbidden():
                     trace(
-                        lambda *args, case=case: engine.intermediates(
-                            case.network, case.loss, *args
-                        ),
+                        lambda *args, case=case: engine.intermediates(case.used, case.loss, *args),
                         *problem,
                     )
                 ok = True

@@ -20,7 +20,7 @@ from manual_bp.layer import Combinator, Layer
 from verify import reference, specs
 from verify.arithmetic.numpy import Float64
 from verify.interpreter import trace
-from verify.networks import Case, draw_case
+from verify.networks import Case, draw_case, opened
 from verify.report import Report
 from verify.rules import Rule
 
@@ -49,17 +49,19 @@ def difference_quotient(case: Case) -> float:
     rounding: a V over h, whose bottom is near h = u^(1/3). The best of several h is taken.
     """
     problem = case.problem()
-    network, loss = case.network, case.loss
-    grads = trace(
-        lambda p, x, y, w: mbp.manual_grads(p, x, y, network=network, loss=loss, weights=w),
-        *problem,
-    ).run(problem, Float64())
-    value = trace(
-        lambda p, x, y, w: reference.objective(
-            network, loss, p, x, y, w, lambda name, value: value
-        )[0],
-        *problem,
-    )
+    network, loss = case.used, case.loss
+
+    def gradient(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Any:
+        settings: Any = {"network": network, "loss": loss, "weights": weights, **opened(taken)}
+        return mbp.manual_grads(params, x, y, **settings)
+
+    def objective(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Any:
+        untapped: Any = lambda name, value: value  # noqa: E731
+        given = opened(taken)
+        return reference.objective(network, loss, params, x, y, weights, untapped, given)[0]
+
+    grads = trace(gradient, *problem).run(problem, Float64())
+    value = trace(objective, *problem)
     rng = np.random.default_rng(case.seed)
     direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), problem.params)
     leaves = jax.tree.leaves(grads)

@@ -6,6 +6,9 @@ and differentiating with respect to them: ∂J/∂(zeros at Z[l]) is dZ[l].
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,7 +20,14 @@ from verify import specs
 from verify.specification import Tap
 
 
-def forward(layer: Layer, params: Any, x: jax.Array, tap: Tap, place: str = "") -> jax.Array:
+def forward(
+    layer: Layer,
+    params: Any,
+    x: jax.Array,
+    tap: Tap,
+    place: str = "",
+    taken: Mapping[str, Any] = MappingProxyType({}),
+) -> jax.Array:
     """The layer's output by its spec's reference, with every intermediate tapped.
 
     Args:
@@ -26,6 +36,7 @@ def forward(layer: Layer, params: Any, x: jax.Array, tap: Tap, place: str = "") 
         x: its input.
         tap: tap(name, value) -> value, called with "Z1", "A1", "out2.3", ...
         place: the layer's place in the network, "" for the network itself.
+        taken: what the layer takes by name.
 
     Returns:
         The layer's output.
@@ -33,22 +44,48 @@ def forward(layer: Layer, params: Any, x: jax.Array, tap: Tap, place: str = "") 
     spec = specs.of_layer(layer)
     if isinstance(layer, Combinator):
 
-        def run(index: int, params: Any, x: jax.Array) -> jax.Array:
+        def run(index: int, params: Any, x: jax.Array, step: int | None = None) -> jax.Array:
             inner = f"{place}.{index + 1}" if place else str(index + 1)
-            return forward(layer.children[index], params, x, tap, inner)
+            child, times = layer.children[index], "" if step is None else f"@{step}"
+            given = handed(child, taken, index, step)
+            return forward(child, params, x, tap, inner + times, given)
 
         return spec.reference(layer, params, x, run)
     here = place or "1"
-    out = spec.reference(layer, params, x, lambda name, value: tap(f"{name}{here}", value))
+    at = lambda name: f"{name}{here}"  # noqa: E731
+    out = spec.reference(layer, params, x, lambda name, value: tap(at(name), value), **taken)
     return tap(f"{'A' if isinstance(layer, Dense) else 'out'}{here}", out)
 
 
+def handed(
+    child: Layer, taken: Mapping[str, Any], index: int, step: int | None = None
+) -> dict[str, Any]:
+    """What a combinator's child gets: a key and statistics of its own, and of its own step."""
+    given = {name: taken[name] for name in child.takes}
+    if "key" in given:
+        given["key"] = jax.random.fold_in(given["key"], index)
+        if step is not None:
+            given["key"] = jax.random.fold_in(given["key"], step)
+    if "statistics" in given:
+        given["statistics"] = given["statistics"][index]
+        if step is not None:
+            given["statistics"] = jax.tree.map(lambda leaf: leaf[step], given["statistics"])
+    return given
+
+
 def objective(
-    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any, tap: Tap
+    network: Layer,
+    loss: Loss,
+    params: Any,
+    x: Any,
+    y: Any,
+    weights: Any,
+    tap: Tap,
+    taken: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[jax.Array, jax.Array]:
     """(J, prediction) with J the weighted sum of losses, by default their mean."""
     spec = specs.of_loss(loss)
-    prediction = forward(network, params, x, tap)
+    prediction = forward(network, params, x, tap, taken=taken)
     values = spec.reference(loss, prediction, y)
     if weights is not None:
         return jnp.sum(weights * values), prediction
@@ -59,7 +96,7 @@ def objective(
 
 
 def intermediates(
-    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any
+    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any, taken: Any
 ) -> dict[str, jax.Array]:
     """J and every intermediate by autodiff, named as `manual_bp.intermediates` names them."""
     shapes: dict[str, Any] = {}
@@ -69,7 +106,7 @@ def intermediates(
         return value
 
     jax.eval_shape(
-        lambda p, v: objective(network, loss, p, v, y, weights, record_shapes), params, x
+        lambda p, v: objective(network, loss, p, v, y, weights, record_shapes, taken), params, x
     )
     zeros = {name: jnp.zeros(each.shape, each.dtype) for name, each in shapes.items()}
 
@@ -80,14 +117,14 @@ def intermediates(
             values[name] = value
             return value + zeros[name]
 
-        total, prediction = objective(network, loss, params, x, y, weights, add_zeros)
+        total, prediction = objective(network, loss, params, x, y, weights, add_zeros, taken)
         return total, (values, prediction)
 
     (total, (values, prediction)), (dparams, dx, dzeros) = jax.value_and_grad(
         run, argnums=(0, 1, 2), has_aux=True
     )(params, x, zeros)
-    named = {"J": total, "A0": x, **values, "dA0": dx}
-    named |= {f"d{name}": each for name, each in dzeros.items()}
+    named = {"J": total, "A0": x, **_stacked(values), "dA0": dx}
+    named |= {f"d{name}": each for name, each in _stacked(dzeros).items()}
     named |= dict(named_params(network, dparams))
     last = network.children[-1] if isinstance(network, Combinator) else network
     if isinstance(last, Dense) and last.activation == type(last).activation:
@@ -95,6 +132,18 @@ def intermediates(
         named[f"A{number}"] = specs.of_loss(loss).activation(prediction)
         del named[f"dA{number}"]
     return named
+
+
+def _stacked(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The values of repeated steps, "Z1.1@0", "Z1.1@1", ..., as one array with the step first."""
+    found: dict[str, list[jax.Array]] = {}
+    for name, value in values.items():
+        found.setdefault(re.sub(r"@\d+(?!.*@)", "", name), []).append(value)
+    if len(found) == len(values):
+        return values
+    return _stacked(
+        {name: each[0] if name in values else jnp.stack(each) for name, each in found.items()}
+    )
 
 
 def named_params(layer: Layer, dparams: Any, place: str = "") -> list[tuple[str, jax.Array]]:
@@ -107,4 +156,5 @@ def named_params(layer: Layer, dparams: Any, place: str = "") -> list[tuple[str,
             for pair in named_params(child, each, f"{prefix}{number}")
         ]
     fields = dparams._asdict() if hasattr(dparams, "_asdict") else {}
-    return [(f"d{name}{place or '1'}", each) for name, each in fields.items()]
+    named = [(f"d{name}{place or '1'}", each) for name, each in fields.items()]
+    return [(name, each) for name, each in named if hasattr(each, "shape")]  # () is tied elsewhere

@@ -7,8 +7,9 @@ random network or somebody's own code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,10 +20,11 @@ import manual_bp as mbp
 from manual_bp.layer import Layer, Loss
 from verify import engine, reference, specs
 from verify.interpreter import Program, trace
-from verify.networks import Case, Shape, draw_params, prediction_shape
+from verify.networks import Case, Shape, draw_params, draw_taken, opened, prediction_shape
 from verify.specification import LayerSpec, LossSpec
 
 Outputs = dict[str, Any]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Rule:
     """The argument in which the gradients are linear."""
     differentiated: int = 0
     """How many of the first arguments the gradients are for, where there is a cotangent."""
-    examples: tuple[int, ...] = ()
-    """The arguments whose leading axis counts examples; empty where no results add up over them."""
+    part: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None = None
+    """part(args, which) -> the arguments of these examples; None where nothing adds up."""
     rows: frozenset[str] = frozenset()
     """The results that have a row for each example; all others are sums over examples."""
     mixes: bool = False
@@ -106,13 +108,14 @@ def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
     """The rule of a layer by itself: out, dparams and dx for a random dout."""
     spec = spec or specs.of_layer(layer)
 
-    def manual(params: Any, x: Any, dout: Any) -> Outputs:
-        out, residuals = layer.forward(params, x)
+    def manual(params: Any, x: Any, dout: Any, taken: Any = NOTHING) -> Outputs:
+        out, residuals = layer.forward(params, x, **opened(taken))
         dparams, dx = layer.backward(params, residuals, dout)
         return {"out": out, **flat("d", dparams), "dx": dx}
 
-    def autodiff(params: Any, x: Any, dout: Any) -> Outputs:
-        run = functools.partial(reference.forward, layer, tap=lambda name, value: value)
+    def autodiff(params: Any, x: Any, dout: Any, taken: Any = NOTHING) -> Outputs:
+        untapped: Any = lambda name, value: value  # noqa: E731
+        run = functools.partial(reference.forward, layer, tap=untapped, taken=opened(taken))
         out, pull = jax.vjp(run, params, x)
         dparams, dx = pull(dout)
         return {"out": out, **flat("d", dparams), "dx": dx}
@@ -122,7 +125,14 @@ def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
         params = params_of_kind(rng, kind, layer, x)
         # An error is never large: it would only scale what is compared.
         error = "normal" if kind == "large" else kind
-        return params, x, numbers(rng, error, prediction_shape(layer, params, x))
+        dout = numbers(rng, error, prediction_shape(layer, params, x))
+        if not layer.takes:
+            return params, x, dout
+        return params, x, dout, draw_taken(rng, layer, layer, params, x)
+
+    def part(args: tuple[Any, ...], which: Any) -> tuple[Any, ...]:
+        params, x, dout, *rest = args
+        return params, x[which], dout[which], *(_part_of_taken(taken, which) for taken in rest)
 
     return Rule(
         name=f"{layer!r} on {shape}",
@@ -134,11 +144,16 @@ def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
         cotangent=2,
         differentiated=2,
         names=lambda params, *args: ["out", *flat("d", params), "dx"],
-        examples=(1, 2),
+        part=None if "key" in layer.takes else part,  # each example's noise is its place's
         rows=frozenset({"out", "dx"}),
         mixes=specs.mixes(layer),
         omitted=spec.omitted,
     )
+
+
+def _part_of_taken(taken: Mapping[str, Any], which: Any) -> dict[str, Any]:
+    """What these examples take: their part of a mask, statistics as they are."""
+    return {name: each[which] if name == "mask" else each for name, each in taken.items()}
 
 
 def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
@@ -176,7 +191,7 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
         cotangent=2,
         differentiated=1,
         names=lambda *args: ["values", "dprediction"],
-        examples=(0, 1, 2),
+        part=lambda args, which: tuple(each[which] for each in args),
         rows=frozenset({"values", "dprediction"}),
         omitted=spec.omitted,
     )
@@ -184,17 +199,19 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
 
 def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
     """The rule of a random network: J, the gradient, and every intermediate between."""
-    network, loss = case.network, case.loss
+    network, loss = case.used, case.loss
 
-    def gradient_only(params: Any, x: Any, y: Any, weights: Any) -> Outputs:
-        settings: Any = {"network": network, "loss": loss, "weights": weights}
+    def gradient_only(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Outputs:
+        settings: Any = {"network": network, "loss": loss, "weights": weights, **opened(taken)}
         total, grads = mbp.manual_value_and_grads(params, x, y, **settings)
         return {"J": total, **dict(reference.named_params(network, grads))}
 
-    def autodiff_only(params: Any, x: Any, y: Any, weights: Any) -> Outputs:
+    def autodiff_only(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Outputs:
+        given = opened(taken)
+
         def total(params: Any) -> Any:
             untapped: Any = lambda name, value: value  # noqa: E731
-            return reference.objective(network, loss, params, x, y, weights, untapped)[0]
+            return reference.objective(network, loss, params, x, y, weights, untapped, given)[0]
 
         value, grads = jax.value_and_grad(total)(params)
         return {"J": value, **dict(reference.named_params(network, grads))}
@@ -211,7 +228,11 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         weights = problem.weights
         if weights is not None and kind in ("lattice", "ties"):
             weights = numbers(rng, "lattice", weights.shape)
-        return params_of_kind(rng, kind, network, x), x, y, weights
+        return params_of_kind(rng, kind, network, x), x, y, weights, problem.taken
+
+    def part(args: tuple[Any, ...], which: Any) -> tuple[Any, ...]:
+        params, *each, taken = args
+        return params, *(value[which] for value in each), _part_of_taken(taken, which)
 
     if every_intermediate:
         manual: Any = functools.partial(engine.intermediates, network, loss)
@@ -227,7 +248,9 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         draw=draw,
         exact=specs.of_layer(network).exact(network) and specs.of_loss(loss).exact(loss),
         # With a mean over the batch, or with the intermediates of each example, nothing adds up.
-        examples=() if every_intermediate or case.weighting == "mean" else (1, 2, 3),
+        part=None
+        if every_intermediate or case.weighting == "mean" or "key" in network.takes
+        else part,
         mixes=specs.mixes(network),
         omitted=specs.of_loss(loss).omitted,
     )

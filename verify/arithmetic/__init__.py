@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from verify.arithmetic.integers import INTEGERS
@@ -23,7 +24,7 @@ Primitive = Callable[..., Any]
 
 def is_floating(aval: Any) -> bool:
     """Whether a value of this abstract type is a float, and so the arithmetic's business."""
-    return np.issubdtype(aval.dtype, np.floating) or aval.dtype.name == "bfloat16"
+    return jnp.issubdtype(aval.dtype, jnp.floating)  # bfloat16 is floating, a key is not
 
 
 class Arithmetic:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -15,7 +17,20 @@ def _iota(params: Any) -> np.ndarray:
     return np.broadcast_to(counted, shape).astype(params["dtype"])
 
 
+def _unsigned(bits: int) -> Any:
+    return {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}[bits]
+
+
 INTEGERS = {
+    # Keys are JAX's own arrays: what they give is the same in every arithmetic.
+    "random_seed": lambda params, seed: jax.random.key(seed, impl=params["impl"].name),
+    "random_fold_in": lambda params, key, data: (
+        jax.vmap(jax.random.fold_in)(key, data) if np.ndim(data) else jax.random.fold_in(key, data)
+    ),
+    "random_split": lambda params, key: jax.random.split(key, params["shape"]),
+    "random_bits": lambda params, key: np.asarray(
+        jax.random.bits(key, params["shape"], _unsigned(params["bit_width"]))
+    ),
     "iota": _iota,
     "add": lambda params, a, b: a + b,
     "sub": lambda params, a, b: a - b,

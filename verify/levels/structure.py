@@ -46,7 +46,7 @@ def faults(rule: Rule) -> list[str]:
         found.append("two runs differ")
     if rule.cotangent is not None:
         found += _linearity(rule, manual, args)
-    if rule.examples:
+    if rule.part is not None:
         found += _examples(rule)
     return found
 
@@ -99,12 +99,11 @@ def _examples(rule: Rule) -> list[str]:
     found = []
     arithmetic, args = _exactly(rule, rule.draw(generator(2), "normal"))
     whole = rule.program(args).run(args, arithmetic)
-    m = args[rule.examples[0]].shape[0]
+    m = len(args[1])  # x of a layer or a network, targets of a loss
 
     def of_examples(which: Any) -> dict[str, Any]:
-        part = tuple(
-            each[which] if place in rule.examples else each for place, each in enumerate(args)
-        )
+        assert rule.part is not None
+        part = rule.part(args, which)
         return rule.program(part).run(part, arithmetic)
 
     if m > 1 and not rule.mixes:
