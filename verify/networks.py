@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_bp as mbp
+from manual_bp.activation import Activation
 from manual_bp.layer import Combinator, Layer, Loss, output_shape
 from verify import specs
 
@@ -123,7 +124,11 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
         shape, depth = (min(batch, 8), min(features, 8)), min(depth, 2)
     if rng.random() < 0.4:  # as in the notes
         return Case(draw_mlp(rng, shape, depth), loss, shape, "mean", (seed, number))
-    if rng.random() < 0.15:
+    images = rng.random() < 0.3
+    if images:
+        batch, depth = int(rng.integers(1, 5)), min(depth, 4)
+        shape = (batch, *(int(each) for each in rng.integers(3, 7, 2)), int(rng.integers(1, 4)))
+    elif rng.random() < 0.15:
         shape = (batch, int(rng.integers(1, 4)), features)
     exact = rng.random() < 0.3  # piecewise polynomial throughout, so that fractions can judge it
     if exact:
@@ -133,7 +138,8 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
         loss = losses[rng.integers(len(losses))]
     network = draw_chain(rng, shape, depth, exact=exact)
     weighting = str(rng.choice(["mean", "given", "ones"], p=[0.7, 0.2, 0.1]))
-    return Case(network, loss, shape, weighting, (seed, number))
+    not_training = network.inference() != network and rng.random() < 0.3
+    return Case(network, loss, shape, weighting, (seed, number), inference=not_training)
 
 
 DTYPES = {"float64": 0.6, "float32": 0.2, "bfloat16": 0.1, "float16": 0.1}
@@ -160,27 +166,43 @@ def draw_mlp(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
 
 
 def draw_chain(rng: np.random.Generator, shape: Shape, depth: int, *, exact: bool = False) -> Layer:
-    """Layers one after the other, mostly dense ones, at least one of them with parameters.
+    """Layers one after the other, most of them with parameters, the last one dense.
 
+    On images most are convolutions, and before the last one their axes are flattened or averaged.
     With exact, only layers that are piecewise polynomial.
     """
     kinds = specs.layers()
-    dense = [spec for spec in kinds if spec.layer is mbp.Dense]
+    of_kind = {spec.layer: spec for spec in kinds}
     chosen: list[Layer] = []
     while len(chosen) < depth:
         # The last layer is dense: a loss needs units that no activation has squashed or zeroed.
         last = len(chosen) == depth - 1
-        spec = dense[0] if last or rng.random() < 0.7 else kinds[rng.integers(len(kinds))]
-        layer = spec.draw(rng, shape)
+        images = len(shape) > 3
+        if last and images:
+            layer = mbp.Flatten() if rng.random() < 0.5 else mbp.GlobalAvgPool()
+            depth += 1
+        else:
+            usual = mbp.Conv if images else mbp.Dense
+            often = last or rng.random() < (0.5 if images else 0.7)
+            spec = of_kind[usual] if often else _any_kind(rng, kinds)
+            layer = spec.draw(rng, shape)
         if layer is None or (exact and not specs.of_layer(layer).exact(layer)):
             continue
-        if last and rng.random() < 0.8:
-            layer = mbp.Dense(layer.features)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(layer, mbp.Dense) and last and rng.random() < 0.8:
+            layer = mbp.Dense(layer.features)
         chosen.append(layer)
         struct = jax.ShapeDtypeStruct(shape, jnp.float32)
         params = jax.eval_shape(layer.init, jax.random.key(0), struct)
         shape = prediction_shape(layer, params, struct)
     return mbp.sequential(*chosen)
+
+
+def _any_kind(rng: np.random.Generator, kinds: list[Any]) -> Any:
+    """Any kind of layer: activations, of which there are many, as often as all others together."""
+    activations = [spec for spec in kinds if issubclass(spec.layer, Activation)]
+    others = [spec for spec in kinds if not issubclass(spec.layer, Activation)]
+    group = activations if rng.random() < 0.5 else others
+    return group[rng.integers(len(group))]
 
 
 def draw_params(rng: np.random.Generator, network: Layer, x: Any) -> Any:

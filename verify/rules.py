@@ -104,8 +104,21 @@ def params_of_kind(rng: np.random.Generator, kind: str, network: Layer, x: Any) 
     return jax.tree.map(lambda leaf: numbers(rng, "lattice", leaf.shape), params)
 
 
-def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
-    """The rule of a layer by itself: out, dparams and dx for a random dout."""
+def of_layer(
+    layer: Layer,
+    shape: Shape,
+    spec: LayerSpec | None = None,
+    theirs: Callable[..., Any] | None = None,
+) -> Rule:
+    """The rule of a layer by itself: out, dparams and dx for a random dout.
+
+    Args:
+        layer: of any kind that has a spec.
+        shape: of its input.
+        spec: in place of the registered one.
+        theirs: theirs(params, x, **taken) -> out, which autodiff differentiates in place of the
+            specs' references.
+    """
     spec = spec or specs.of_layer(layer)
 
     def manual(params: Any, x: Any, dout: Any, taken: Any = NOTHING) -> Outputs:
@@ -116,6 +129,8 @@ def of_layer(layer: Layer, shape: Shape, spec: LayerSpec | None = None) -> Rule:
     def autodiff(params: Any, x: Any, dout: Any, taken: Any = NOTHING) -> Outputs:
         untapped: Any = lambda name, value: value  # noqa: E731
         run = functools.partial(reference.forward, layer, tap=untapped, taken=opened(taken))
+        if theirs is not None:
+            run = functools.partial(theirs, **opened(taken))
         out, pull = jax.vjp(run, params, x)
         dparams, dx = pull(dout)
         return {"out": out, **flat("d", dparams), "dx": dx}

@@ -1,0 +1,271 @@
+"""Other people's layers as judges: flax and equinox, with our weights, under jax.grad.
+
+Each row is one of our networks and the same function out of somebody else's library. Forward and
+gradient are compared as everywhere, traced, within the bounds of both; so whoever trusts flax or
+equinox need not trust our own references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import manual_bp as mbp
+from manual_bp.layer import Layer
+from verify import judges, rules
+from verify.report import Report
+from verify.rules import Rule
+from verify.specification import Shape
+
+Function = Callable[..., jax.Array]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A network of ours, and theirs: the same function of the same parameters."""
+
+    name: str
+    ours: Layer
+    shape: Shape
+    theirs: Function
+    """theirs(params, x, **taken) -> out, with params as ours.init makes them."""
+
+    def rule(self) -> Rule:
+        """Ours beside jax.vjp of theirs."""
+        return rules.of_layer(self.ours, self.shape, theirs=self.theirs)
+
+
+def _flax(module: nn.Module, convert: Callable[[Any], Any]) -> Function:
+    """A flax module as a function of our parameters."""
+    return lambda params, x: module.apply({"params": convert(params)}, x)  # pyright: ignore
+
+
+def _dense(params: Any) -> dict[str, Any]:
+    """flax keeps W as (n_in, n_out)."""
+    return {"kernel": params.W.T, "bias": params.b}
+
+
+def _conv(params: Any) -> dict[str, Any]:
+    """flax keeps kernels as we do, HWIO."""
+    return {"kernel": params.W} | ({} if isinstance(params.b, tuple) else {"bias": params.b})
+
+
+def _norm(params: Any) -> dict[str, Any]:
+    return {"scale": params.scale, "bias": params.shift}
+
+
+def _trained_batch_norm(eps: float = 1e-5) -> Function:
+    module = nn.BatchNorm(use_running_average=False, epsilon=eps)
+
+    def run(params: Any, x: jax.Array) -> jax.Array:
+        width = x.shape[-1:]
+        running = {"mean": jnp.zeros(width, x.dtype), "var": jnp.ones(width, x.dtype)}
+        variables = {"params": _norm(params), "batch_stats": running}
+        return module.apply(variables, x, mutable=["batch_stats"])[0]
+
+    return run
+
+
+def _frozen_batch_norm(params: Any, x: jax.Array, statistics: Any) -> jax.Array:
+    running = {"mean": statistics.mean, "var": statistics.variance}
+    variables = {"params": _norm(params), "batch_stats": running}
+    return nn.BatchNorm(use_running_average=True).apply(variables, x)  # pyright: ignore
+
+
+def _flax_block(params: Any, x: jax.Array) -> jax.Array:
+    """A pre-activation residual block as a flax module, of our block's parameters."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            width = x.shape[-1]
+            h = nn.relu(nn.BatchNorm(use_running_average=False, name="norm1")(x))
+            h = nn.Conv(width, (3, 3), use_bias=False, name="conv1")(h)
+            h = nn.relu(nn.BatchNorm(use_running_average=False, name="norm2")(h))
+            return x + nn.Conv(width, (3, 3), use_bias=False, name="conv2")(h)
+
+    (norm1, _, conv1, norm2, _, conv2) = params[0]
+    width = x.shape[-1:]
+    running = {"mean": jnp.zeros(width, x.dtype), "var": jnp.ones(width, x.dtype)}
+    variables = {
+        "params": {
+            "norm1": _norm(norm1),
+            "conv1": _conv(conv1),
+            "norm2": _norm(norm2),
+            "conv2": _conv(conv2),
+        },
+        "batch_stats": {"norm1": running, "norm2": running},
+    }
+    return Block().apply(variables, x, mutable=["batch_stats"])[0]
+
+
+def _filled(module: Any, **values: Any) -> Any:
+    """An equinox module with these arrays in place of its own."""
+    names = list(values)
+    return eqx.tree_at(
+        lambda m: [getattr(m, name) for name in names], module, [values[name] for name in names]
+    )
+
+
+def _eqx_conv(params: Any, padding: int, stride: int = 1) -> Any:
+    """equinox keeps kernels as OIHW and images as CHW, one at a time."""
+    *kernel, inputs, outputs = params.W.shape
+    module = eqx.nn.Conv2d(inputs, outputs, tuple(kernel), stride, padding, key=jax.random.key(0))
+    bias = params.b[:, None, None]
+    return _filled(module, weight=jnp.transpose(params.W, (3, 2, 0, 1)), bias=bias)
+
+
+def _eqx_dense(params: Any) -> Any:
+    outputs, inputs = params.W.shape
+    module = eqx.nn.Linear(inputs, outputs, key=jax.random.key(0))
+    return _filled(module, weight=params.W, bias=params.b)
+
+
+def _eqx_convnet(params: Any, x: jax.Array) -> jax.Array:
+    """A small ConvNet out of equinox modules, image by image."""
+    conv1, _, _, conv2, _, norm, _, dense = params
+    first, second = _eqx_conv(conv1, padding=1), _eqx_conv(conv2, padding=0, stride=2)
+    pool, head = eqx.nn.MaxPool2d(2, 2), _eqx_dense(dense)
+
+    def one(image: jax.Array) -> jax.Array:
+        h = pool(jax.nn.relu(first(jnp.transpose(image, (2, 0, 1)))))
+        h = jax.nn.tanh(second(h))
+        group = eqx.nn.GroupNorm(2, h.shape[0])
+        h = _filled(group, weight=norm.scale, bias=norm.shift)(h)
+        return head(h.mean((1, 2)))
+
+    return jax.vmap(one)(x)
+
+
+def peers() -> list[Peer]:
+    """Layers and networks that flax or equinox has too."""
+    images = (2, 6, 5, 4)
+    prelu = lambda params, x: nn.PReLU().apply(  # noqa: E731
+        {"params": {"negative_slope": params.slope}}, x
+    )
+    return [
+        Peer("flax Dense", mbp.Dense(3), (4, 5), _flax(nn.Dense(3), _dense)),
+        Peer("flax Conv", mbp.Conv(3, (3, 2)), images, _flax(nn.Conv(3, (3, 2)), _conv)),
+        Peer(
+            "flax Conv, strides, dilation, groups",
+            mbp.Conv(6, (3, 3), stride=(2, 1), padding="VALID", dilation=(1, 2), groups=2),
+            images,
+            _flax(
+                nn.Conv(
+                    6,
+                    (3, 3),
+                    strides=(2, 1),
+                    padding="VALID",
+                    kernel_dilation=(1, 2),
+                    feature_group_count=2,
+                ),
+                _conv,
+            ),
+        ),
+        Peer("flax Conv 1-D", mbp.Conv(2, (3,)), (2, 7, 3), _flax(nn.Conv(2, (3,)), _conv)),
+        Peer(
+            "flax Conv 3-D",
+            mbp.Conv(2, (2, 2, 2)),
+            (1, 3, 3, 2, 2),
+            _flax(nn.Conv(2, (2, 2, 2)), _conv),
+        ),
+        Peer(
+            "flax ConvTranspose",
+            mbp.ConvTranspose(3, (3, 2), stride=2),
+            (2, 3, 4, 2),
+            _flax(nn.ConvTranspose(3, (3, 2), strides=(2, 2)), _conv),
+        ),
+        Peer(
+            "flax max_pool",
+            mbp.MaxPool((2, 3), stride=(2, 1)),
+            images,
+            lambda params, x: nn.max_pool(x, (2, 3), strides=(2, 1)),
+        ),
+        Peer(
+            "flax avg_pool",
+            mbp.AvgPool((3, 2), stride=(2, 2), padding="SAME", count_padding=False),
+            images,
+            lambda params, x: nn.avg_pool(
+                x, (3, 2), strides=(2, 2), padding="SAME", count_include_pad=False
+            ),
+        ),
+        Peer("flax BatchNorm", mbp.BatchNorm(), images, _trained_batch_norm()),
+        Peer(
+            "flax BatchNorm, not training", mbp.BatchNorm().inference(), images, _frozen_batch_norm
+        ),
+        Peer(
+            "flax LayerNorm", mbp.LayerNorm(), (3, 2, 5), _flax(nn.LayerNorm(epsilon=1e-5), _norm)
+        ),
+        Peer(
+            "flax RMSNorm",
+            mbp.RMSNorm(),
+            (3, 5),
+            _flax(nn.RMSNorm(epsilon=mbp.RMSNorm().eps), lambda params: {"scale": params.scale}),
+        ),
+        Peer(
+            "flax GroupNorm",
+            mbp.GroupNorm(2),
+            images,
+            _flax(nn.GroupNorm(2, epsilon=mbp.GroupNorm(2).eps), _norm),
+        ),
+        Peer("flax PReLU", mbp.PReLU(shared=True), (3, 4), prelu),
+        Peer(
+            "flax residual block",
+            mbp.skip(
+                mbp.sequential(
+                    mbp.BatchNorm(),
+                    mbp.relu,
+                    mbp.Conv(4, (3, 3), bias=False),
+                    mbp.BatchNorm(),
+                    mbp.relu,
+                    mbp.Conv(4, (3, 3), bias=False),
+                )
+            ),
+            images,
+            _flax_block,
+        ),
+        Peer(
+            "equinox ConvNet",
+            mbp.sequential(
+                mbp.Conv(4, (3, 3), padding=((1, 1), (1, 1))),
+                mbp.relu,
+                mbp.MaxPool((2, 2)),
+                mbp.Conv(6, (2, 2), stride=2, padding="VALID"),
+                mbp.tanh,
+                mbp.GroupNorm(2),
+                mbp.GlobalAvgPool(),
+                mbp.Dense(3),
+            ),
+            (2, 8, 9, 2),
+            _eqx_convnet,
+        ),
+        Peer(
+            "equinox LayerNorm",
+            mbp.LayerNorm(),
+            (4, 5),
+            lambda params, x: jax.vmap(
+                _filled(eqx.nn.LayerNorm(5), weight=params.scale, bias=params.shift)
+            )(x),
+        ),
+    ]
+
+
+def run(report: Report, *, seed: int) -> None:
+    """Judge every row: forward and gradient, at normal numbers and with ties."""
+    level = report.level("peers", "flax and equinox with our weights, their jax.grad: as L4", "1")
+    rows = peers()
+    with report.working("peers", len(rows)) as advance:
+        for peer in rows:
+            rule = peer.rule()
+            for kind in ("normal", "ties"):
+                verdict = judges.bounds(rule, rule.draw(rules.generator(seed), kind))
+                failure = f"{peer.name} at {kind} numbers: {verdict.first_wrong} {verdict.why}"
+                level.judged(verdict.ok, verdict.figure, failure, type(peer.ours).__name__)
+            advance(peer.name)
+    level.note(f"{len(rows)} layers and networks: {', '.join(peer.name for peer in rows)}")
