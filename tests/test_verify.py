@@ -84,7 +84,7 @@ def test_training_on_digits_sees_a_gradient_that_is_off(monkeypatch, factor, hol
 
     monkeypatch.setattr(mbp, "manual_value_and_grads", off)
     with jax.enable_x64(True):
-        assert (training.train(20, np.float64).ratio <= 2) == holds
+        assert (training.train(training.MLP, 20, np.float64).ratio <= 2) == holds
 
 
 def test_nothing_judged_is_no_success():

@@ -1,7 +1,8 @@
 """A residual network with pre-activations: what each block adds, it adds to a path left free.
 
     block, same shape    out = x + f(x),            f = Conv ∘ a ∘ Conv ∘ a
-    block, new shape     out = S(a(x)) + f'(a(x)),  f' = Conv ∘ a ∘ Conv (stride),  S = Conv 1×1 (stride)
+    block, new shape     out = s(a(x)) + f'(a(x)),  f' = Conv ∘ a ∘ Conv of stride 2
+                                                    s = Conv 1×1 of stride 2
     with                 a(v) = relu(BatchNorm(v))
     network              logits = Dense(average over space of a(blocks(Conv(x))))
 
