@@ -29,6 +29,7 @@ JAX_NAMES = {
     "jax.ShapeDtypeStruct",
     "jax.eval_shape",
     "jax.jit",
+    "jax.lax.conv_general_dilated",
     "jax.lax.erf",
     "jax.lax.erfc",
     "jax.lax.rsqrt",

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic.convolution import convolve
 from verify.arithmetic.integers import INTEGERS
 from verify.arithmetic.numpy import PRIMITIVES as FLOAT64
 from verify.arithmetic.numpy import contract, logistic
@@ -129,10 +130,19 @@ def _div(params: Any, a: Bounded, b: Bounded) -> Bounded:
 
 def _dot(params: Any, a: Bounded, b: Bounded) -> Bounded:
     count = math.prod(a.value.shape[axis] for axis in params["dimension_numbers"][0][0])
+    return _summed_products(lambda x, y: contract(params, x, y), count, a, b)
 
-    def times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return contract(params, x, y)
 
+def _convolution(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    features = b.value.shape[params["dimension_numbers"].rhs_spec[0]]
+    count = b.value.size // features  # the window's places, times the channels of a group
+    return _summed_products(lambda x, y: convolve(params, x, y), count, a, b)
+
+
+def _summed_products(
+    times: Callable[[np.ndarray, np.ndarray], np.ndarray], count: int, a: Bounded, b: Bounded
+) -> Bounded:
+    """What is linear in a and in b: sums of at most `count` products."""
     size = times(np.abs(a.value) + a.bound, np.abs(b.value) + b.bound)
     if _is_exact(size, a, b):
         return Bounded(times(a.value, b.value), np.zeros(size.shape))
@@ -317,6 +327,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "reduce_max": _reduce_extreme(np.max),
     "reduce_min": _reduce_extreme(np.min),
     "dot_general": _dot,
+    "conv_general_dilated": _convolution,
 }
 
 

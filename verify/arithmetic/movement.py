@@ -37,6 +37,11 @@ def _pad(params: Any, array: np.ndarray, value: np.ndarray) -> np.ndarray:
     return out
 
 
+def _reshape(params: Any, array: np.ndarray, *_: Any) -> np.ndarray:
+    order = params["dimensions"]  # in which the axes are read, None for as they are
+    return np.reshape(array if order is None else np.transpose(array, order), params["new_sizes"])
+
+
 def _select_n(params: Any, which: Any, *cases: np.ndarray) -> np.ndarray:
     del params
     which = np.asarray(which)
@@ -85,7 +90,7 @@ def _dynamic_update_slice(
 
 MOVEMENT = {
     "broadcast_in_dim": _broadcast_in_dim,
-    "reshape": lambda params, a, *_: np.reshape(a, params["new_sizes"]),
+    "reshape": _reshape,
     "transpose": lambda params, a: np.transpose(a, params["permutation"]),
     "squeeze": lambda params, a: np.squeeze(a, tuple(params["dimensions"])),
     "expand_dims": lambda params, a: np.expand_dims(a, params["dimensions"]),

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic.convolution import convolve
 
 _erf = np.frompyfunc(math.erf, 1, 1)
 _erfc = np.frompyfunc(math.erfc, 1, 1)
@@ -75,6 +76,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "reduce_max": lambda params, a: np.max(a, axis=tuple(params["axes"])),
     "reduce_min": lambda params, a: np.min(a, axis=tuple(params["axes"])),
     "dot_general": contract,
+    "conv_general_dilated": convolve,
 }
 
 

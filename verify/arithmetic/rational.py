@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic.convolution import convolve
 from verify.arithmetic.numpy import contract
 
 
@@ -77,6 +78,7 @@ EXACT: dict[str, Primitive] = {
     "reduce_max": lambda params, a: elements(np.max(a, axis=tuple(params["axes"]))),
     "reduce_min": lambda params, a: elements(np.min(a, axis=tuple(params["axes"]))),
     "dot_general": lambda params, a, b: elements(contract(params, a, b)),
+    "conv_general_dilated": lambda params, a, b: elements(convolve(params, a, b)),
 }
 """What needs no rounding in any arithmetic whose elements are Python objects."""
 
