@@ -53,7 +53,7 @@ def drawn(seed):
 
 @pytest.mark.parametrize("chunk", range(6))
 def test_every_arithmetic_convolves_as_xla_does(chunk):
-    vacuous = 0
+    compared = 0
     for seed in range(chunk, 60, 6):
         left, right, settings = drawn(seed)
         narrow = jnp.asarray(left, jnp.float32), jnp.asarray(right, jnp.float32)
@@ -67,8 +67,8 @@ def test_every_arithmetic_convolves_as_xla_does(chunk):
             assert np.array_equal(arithmetic.lower(found), expected), (seed, arithmetic.name)
             if isinstance(found, Bounded):
                 assert not found.bound.any()  # sums of products of small integers are exact
-        vacuous += not expected.any()
-    assert vacuous <= 4
+        compared += expected.any()
+    assert compared >= 5  # of ten: elsewhere the window meets gaps and padding alone, or nothing
 
 
 def test_the_bound_of_a_convolution_holds():

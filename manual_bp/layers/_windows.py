@@ -49,6 +49,7 @@ def correlate(
         example_groups: into how many groups N of x and O of W are divided.
     """
     space = "DHW"[-(x.ndim - 2) :]
+    of_x, of_W, of_out = (each.replace("S", space) for each in layout)
     dtype = jnp.result_type(x, W)
     return jax.lax.conv_general_dilated(
         x.astype(dtype),
@@ -57,7 +58,7 @@ def correlate(
         padding=padding,
         lhs_dilation=spread,
         rhs_dilation=dilation,
-        dimension_numbers=tuple(each.replace("S", space) for each in layout),
+        dimension_numbers=(of_x, of_W, of_out),
         feature_group_count=groups,
         batch_group_count=example_groups,
         preferred_element_type=accumulation_dtype(dtype),

@@ -51,7 +51,8 @@ def naive(layer: Conv, params: Any, x: np.ndarray) -> np.ndarray:
             count = (n + s - 1) // s
             low = max(s * (count - 1) + reach + 1 - n, 0) // 2
         else:
-            low, high = (0, 0) if layer.padding == "VALID" else layer.padding[axis]  # pyright: ignore
+            pairs: Any = [(0, 0)] * rank if layer.padding == "VALID" else layer.padding
+            low, high = pairs[axis]
             count = len(range(-low, n + high - reach, s))
         places.append(count)
         lows.append(low)
