@@ -3,7 +3,8 @@
 A mutant is a rule's traced program with one equation changed: its result zeroed, negated, doubled,
 halved, off by 1e-2 ... 1e-5 of itself, one element off by 1%, the last row dropped, an operand
 transposed or left out, an operator or a comparison exchanged, the cases of a selection swapped, an
-index off by one, a sum made a mean or a maximum or taken over another axis. The judge of error
+index off by one, a sum made a mean or a maximum or taken over another axis, the filter of a
+convolution reversed or with its channels exchanged, its padding off by one. The judge of error
 bounds must kill it at some draw.
 
 A mutant that computes the same function can't be killed. So each survivor is compared with the rule
@@ -171,6 +172,23 @@ def _reduced(primitive: str, axes: tuple[int, ...] | None = None, mean: bool = F
     return change
 
 
+def _of_convolution(params: Any, filter_shape: tuple[int, ...]) -> Iterator[tuple[str, Change]]:
+    out, inner, *space = params["dimension_numbers"].rhs_spec
+    if any(filter_shape[axis] > 1 for axis in space):
+        yield "filter reversed in space", _operand(1, lambda w: np.flip(w, tuple(space)))
+    if filter_shape[out] == filter_shape[inner] > 1:
+        yield "filter's channels exchanged", _operand(1, lambda w: np.swapaxes(w, out, inner))
+    shifted = tuple((low + 1, high - 1) for low, high in params["padding"])
+    yield (
+        "padding off by one",
+        lambda arithmetic, equation, inputs, run: [
+            arithmetic.primitives["conv_general_dilated"](
+                {**equation.params, "padding": shifted}, *inputs
+            )
+        ],
+    )
+
+
 SWAPS = {
     "add": "sub",
     "sub": "add",
@@ -210,6 +228,8 @@ def changes(equation: Any) -> Iterator[tuple[str, Change]]:
                     f"operand {index} transposed",
                     _operand(index, lambda a: np.swapaxes(a, -1, -2)),
                 )
+    if name == "conv_general_dilated":
+        yield from _of_convolution(equation.params, shapes[1])
     if name in SWAPS and is_floating(out):
         for index in (0, 1):
             if shapes[index] == out.shape and is_floating(equation.invars[index].aval):
@@ -224,10 +244,12 @@ def changes(equation: Any) -> Iterator[tuple[str, Change]]:
     if name == "iota":
         yield "off by one", _shifted
     if (
-        name in ("slice", "dynamic_slice", "gather", "concatenate")
+        name in ("slice", "dynamic_slice", "gather", "concatenate", "pad", "rev")
         and max(out.shape, default=1) > 1
     ):
         yield "off by one", _rolled
+    if name == "rev" and any(out.shape[axis] > 1 for axis in equation.params["dimensions"]):
+        yield "dropped", _only_operand(0)
     if name == "reduce_sum":
         axes = equation.params["axes"]
         yield "made a mean", _reduced("reduce_sum", mean=True)

@@ -332,13 +332,13 @@ SPECS = (
             (Conv(3, (3, 2)), (2, 4, 5, 2)),
             (Conv(2, (3, 3), stride=2, padding="VALID"), (2, 6, 4, 2)),  # a row and a column remain
             (Conv(2, (2, 2), padding="VALID"), (2, 2, 2, 2)),  # square: all axes are 2 long
-            (Conv(3, 3, stride=2, dilation=2, padding=((1, 4),)), (2, 7, 2)),
+            (Conv(3, 3, stride=2, dilation=2, padding=((2, 3),)), (2, 7, 2)),
             (Conv(4, (2, 3), stride=(1, 2), dilation=(2, 1), groups=2), (2, 4, 6, 4)),
             (Conv(6, (3, 3), groups=3, bias=False), (1, 3, 4, 3)),  # depthwise, two filters each
             (Conv(2, (5, 5)), (1, 3, 2, 1)),  # larger than the image
             (Conv(2, 2, stride=3), (3, 8, 1)),  # some inputs are in no window
             (Conv(3, (1, 1)), (2, 2, 3, 2)),
-            (Conv(2, (1, 1), stride=2, padding=((2, 0), (0, 1))), (2, 3, 3, 2)),
+            (Conv(2, (1, 1), stride=2, padding=((0, 2), (0, 1))), (2, 3, 3, 2)),
             (
                 Conv(2, (2, 1, 2), stride=(1, 2, 1), padding=((1, 0), (0, 0), (0, 2))),
                 (2, 2, 3, 2, 2),
