@@ -57,7 +57,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Layer, sum_over_examples
-from manual_bp.layers._windows import (
+from manual_bp.layers._correlation import (
     Padding,
     Sizes,
     check_input,
