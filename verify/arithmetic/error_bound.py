@@ -28,7 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic import Arithmetic, Primitive, windows
 from verify.arithmetic.convolution import convolve
 from verify.arithmetic.integers import INTEGERS
 from verify.arithmetic.numpy import PRIMITIVES as FLOAT64
@@ -237,15 +237,22 @@ def _sign(params: Any, a: Bounded) -> Bounded:
     return Bounded(np.sign(a.value), np.where(doubtful, 2.0, 0.0))
 
 
+def _overlap(a: Bounded, b: Bounded) -> np.ndarray:
+    """Where rounding may turn a comparison.
+
+    Infinities are what they are: no rounding leads to them or away from them.
+    """
+    reach = a.bound + b.bound
+    finite = np.isfinite(a.value) & np.isfinite(b.value)
+    apart = np.abs(np.where(finite, a.value, 0) - np.where(finite, b.value, 0))
+    return finite & (apart <= reach) & (reach > 0)
+
+
 def _compare(function: np.ufunc) -> Primitive:
     def primitive(params: Any, a: Bounded, b: Bounded) -> Any:
         if a is b:  # x != x asks whether x is NaN: whatever its rounding, x is itself
             return function(a.value, b.value)
-        reach = a.bound + b.bound
-        # Infinities are what they are: no rounding leads to them or away from them.
-        finite = np.isfinite(a.value) & np.isfinite(b.value)
-        apart = np.abs(np.where(finite, a.value, 0) - np.where(finite, b.value, 0))
-        doubt = finite & (apart <= reach) & (reach > 0)
+        doubt = _overlap(a, b)
         value = function(a.value, b.value)
         return Doubtful(value, doubt) if doubt.any() else value
 
@@ -270,6 +277,115 @@ def _reduce_extreme(function: Any) -> Primitive:
         return Bounded(function(a.value, axis=axes), np.max(a.bound, axis=axes))
 
     return primitive
+
+
+def _prod(params: Any, a: Bounded) -> Bounded:
+    axes = tuple(params["axes"])
+    count = math.prod(a.value.shape[axis] for axis in axes)
+    return _of_product(a, lambda factors: np.prod(factors, axis=axes), count)
+
+
+def _running_product(params: Any, a: Bounded) -> Bounded:
+    count = a.value.shape[params["axis"]]
+    return _of_product(a, lambda factors: FLOAT64["cumprod"](params, factors), count)
+
+
+def _of_product(a: Bounded, product: Callable[[np.ndarray], np.ndarray], count: int) -> Bounded:
+    """A product of so many factors: its bound is how far Π(|a| + e) exceeds Π|a|, and rounding."""
+    value, reach = product(a.value), product(np.abs(a.value) + a.bound)
+    whole = not a.bound.any() and bool((a.value == np.round(a.value)).all())
+    if whole and np.max(reach, initial=0) <= 2.0**53:
+        return Bounded(value, np.zeros(np.shape(value)))
+    return _rounded(value, reach - np.abs(value) + 2 * gamma(count) * reach)
+
+
+def _running_sum(params: Any, a: Bounded) -> Bounded:
+    value, size = (FLOAT64["cumsum"](params, each) for each in (a.value, np.abs(a.value) + a.bound))
+    if _is_exact(size, a):
+        return Bounded(value, np.zeros(value.shape))
+    count = a.value.shape[params["axis"]]
+    return Bounded(value, FLOAT64["cumsum"](params, a.bound) + gamma(count) * size)
+
+
+def _running_extreme(name: str) -> Primitive:
+    return lambda params, a: Bounded(
+        FLOAT64[name](params, a.value), FLOAT64["cummax"](params, a.bound)
+    )
+
+
+def _place_of_extreme(name: str) -> Primitive:
+    """argmax and argmin: doubtful where another element's bound reaches the winner's."""
+
+    def primitive(params: Any, a: Bounded) -> Any:
+        (axis,) = params["axes"]
+        place = FLOAT64[name](params, a.value)
+        at = np.expand_dims(place, axis).astype(int)
+        winner = Bounded(*(np.take_along_axis(each, at, axis) for each in a))
+        places = np.indices(a.value.shape)[axis]
+        doubt = (_overlap(winner, a) & (places != at)).any(axis)
+        return Doubtful(place, doubt) if doubt.any() else place
+
+    return primitive
+
+
+def _sort(params: Any, *operands: Any) -> list[Any]:
+    """The n-th largest moves by no more than the elements do; what else is sorted must be sure."""
+    key, axis = operands[0], params["dimension"]
+    if not isinstance(key, Bounded):
+        raise NotImplementedError("sort by integers of floats: add it to error_bound")
+    order = np.argsort(key.value, axis=axis, kind="stable")
+    moved = [
+        Bounded(*(np.take_along_axis(each, order, axis) for each in a))
+        if isinstance(a, Bounded)
+        else np.take_along_axis(a, order, axis)
+        for a in operands
+    ]
+    first = moved[0]
+    if len(moved) > 1:
+        count = key.value.shape[axis]
+        lower, upper = (
+            Bounded(*(np.take(each, places, axis) for each in first))
+            for places in (range(count - 1), range(1, count))
+        )
+        if _overlap(lower, upper).any():
+            raise ArithmeticError("an order depends on a comparison that rounding may turn")
+    widest = np.broadcast_to(key.bound.max(axis, keepdims=True, initial=0), key.bound.shape)
+    return [Bounded(first.value, widest), *moved[1:]]
+
+
+def _scatter_to_extremes(params: Any, source: Bounded, operand: Bounded) -> Bounded:
+    """select_and_scatter_add, bounded over every place that may be a window's extreme.
+
+    A place whose bound reaches the winner's may have won: it may get the error, and the winner may
+    not. Bounding both never takes a right program for a wrong one, and where windows are not in
+    doubt, nearly everywhere, it lets nothing pass; to raise would give up the other windows too.
+    """
+    value = windows.select_and_scatter_add(params, source.value, operand.value)
+    chosen = windows.select(params, operand.value)
+    candidates = Bounded(chosen.candidates, windows.rows(params, operand.bound, 0.0))
+    at = chosen.winner[:, None]
+    wins = np.arange(candidates.value.shape[1]) == at
+    winner = Bounded(*(np.take_along_axis(each, at, 1) for each in candidates))
+    maybe = _overlap(winner, candidates) & ~wins
+    doubt = maybe.any(1, keepdims=True)
+    error, own = (each.reshape(-1, 1) for each in source)
+    reach = np.abs(error) + own
+
+    def scattered(parts: np.ndarray) -> np.ndarray:
+        full = np.zeros(math.prod(chosen.shape))
+        np.add.at(full, chosen.places, parts)
+        return windows.cropped(params, full.reshape(chosen.shape), operand.value.shape)
+
+    bound = scattered(np.where(wins, np.where(doubt, reach, own), np.where(maybe, reach, 0.0)))
+    size = scattered(np.where(wins | maybe, reach, 0.0))
+    if _is_exact(size, source):
+        return Bounded(value, bound)
+    return Bounded(value, bound + gamma(math.prod(params["window_dimensions"])) * size)
+
+
+def _moved(places: Callable[..., Any], a: Bounded, fill: float) -> Bounded:
+    """Padding is exact."""
+    return Bounded(places(a.value, fill), places(a.bound, 0.0))
 
 
 _ONE = Bounded(np.ones(()), np.zeros(()))
@@ -326,9 +442,19 @@ PRIMITIVES: dict[str, Primitive] = {
     "reduce_sum": _sum,
     "reduce_max": _reduce_extreme(np.max),
     "reduce_min": _reduce_extreme(np.min),
+    "reduce_prod": _prod,
+    "argmax": _place_of_extreme("argmax"),
+    "argmin": _place_of_extreme("argmin"),
+    "cumsum": _running_sum,
+    "cumprod": _running_product,
+    "cummax": _running_extreme("cummax"),
+    "cummin": _running_extreme("cummin"),
+    "sort": _sort,
+    "select_and_scatter_add": _scatter_to_extremes,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
 }
+PRIMITIVES |= windows.reductions(PRIMITIVES, _moved)
 
 
 class ErrorBound(Arithmetic):

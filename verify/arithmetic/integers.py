@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from verify.arithmetic import windows
+
 
 def _iota(params: Any) -> np.ndarray:
     shape = params["shape"]
@@ -59,4 +61,5 @@ INTEGERS = {
     "reduce_min": lambda params, a: np.min(a, axis=tuple(params["axes"])),
     "reduce_and": lambda params, a: np.all(a, axis=tuple(params["axes"])),
     "reduce_or": lambda params, a: np.any(a, axis=tuple(params["axes"])),
+    **windows.PLAIN,
 }

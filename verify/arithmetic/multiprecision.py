@@ -16,7 +16,7 @@ import mpmath
 import numpy as np
 
 from verify.arithmetic import Arithmetic, Primitive
-from verify.arithmetic.rational import EXACT, elements
+from verify.arithmetic.rational import EXACT, elements, over_windows
 
 IRRATIONAL = {
     "√2": lambda m: m.sqrt(2),
@@ -93,6 +93,7 @@ class Multiprecision(Arithmetic):
             "lgamma": each(m.loggamma),
             "pow": lambda params, a, b: elements(power(a, b)),
         }
+        self.primitives |= over_windows(self.primitives)  # pyright: ignore[reportAttributeAccessIssue]
 
     def lift_floats(self, array: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # NaN is a value like others

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic import Arithmetic, Primitive, windows
 from verify.arithmetic.convolution import convolve
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -77,7 +77,9 @@ PRIMITIVES: dict[str, Primitive] = {
     "reduce_min": lambda params, a: np.min(a, axis=tuple(params["axes"])),
     "dot_general": contract,
     "conv_general_dilated": convolve,
+    **windows.PLAIN,
 }
+PRIMITIVES |= windows.reductions(PRIMITIVES, lambda places, a, fill: places(a, fill))
 
 
 class Float64(Arithmetic):

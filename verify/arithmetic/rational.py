@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verify.arithmetic import Arithmetic, Primitive
+from verify.arithmetic import Arithmetic, Primitive, windows
 from verify.arithmetic.convolution import convolve
 from verify.arithmetic.numpy import contract
 
@@ -50,6 +50,16 @@ def total(params: Any, a: np.ndarray) -> np.ndarray:
     return elements(np.sum(a, axis=tuple(params["axes"]), initial=zero))
 
 
+def of_objects(primitive: Primitive) -> Primitive:
+    """A primitive whose result is an object array, also where NumPy has made something else."""
+    return lambda params, *arrays: elements(primitive(params, *arrays))
+
+
+def over_windows(reduce: dict[str, Primitive]) -> dict[str, Primitive]:
+    """reduce_window_sum, _max and _min of objects, by these reductions."""
+    return windows.reductions(reduce, lambda places, a, fill: places(a, fill))
+
+
 def compare(function: np.ufunc) -> Primitive:
     """A comparison of objects as an array of booleans."""
     return lambda params, a, b: np.asarray(function(a, b), bool)
@@ -79,6 +89,11 @@ EXACT: dict[str, Primitive] = {
     "reduce_min": lambda params, a: elements(np.min(a, axis=tuple(params["axes"]))),
     "dot_general": lambda params, a, b: elements(contract(params, a, b)),
     "conv_general_dilated": lambda params, a, b: elements(convolve(params, a, b)),
+    **windows.PLAIN,
+    **{
+        name: of_objects(windows.PLAIN[name])
+        for name in ("reduce_prod", "cumsum", "cumprod", "cummax", "cummin")
+    },
 }
 """What needs no rounding in any arithmetic whose elements are Python objects."""
 
@@ -88,6 +103,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "sign": lambda params, a: elements(_sign(a)),
     "is_finite": lambda params, a: np.asarray(_finite(a), bool),
 }
+PRIMITIVES |= over_windows(PRIMITIVES)
 
 
 class Rational(Arithmetic):
