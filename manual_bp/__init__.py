@@ -35,9 +35,11 @@ from manual_bp.gradients import manual_grads as manual_grads
 from manual_bp.gradients import manual_pass as manual_pass
 from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads
 from manual_bp.gradients import predict as predict
+from manual_bp.layers.avg_pool import AvgPool as AvgPool
 from manual_bp.layers.conv import Conv as Conv
 from manual_bp.layers.conv_transpose import ConvTranspose as ConvTranspose
 from manual_bp.layers.dense import Dense as Dense
+from manual_bp.layers.max_pool import MaxPool as MaxPool
 from manual_bp.losses.absolute_error import AbsoluteError as AbsoluteError
 from manual_bp.losses.cosine_similarity import CosineSimilarity as CosineSimilarity
 from manual_bp.losses.focal import Focal as Focal

@@ -1,0 +1,159 @@
+"""Windows over the space axes of images: settings, padding, and one axis at a time.
+
+A window of sides k₁ ... k_d with strides s₁ ... s_d runs over the space axes of
+x (..., n₁, ..., n_d, C). Along an axis of n places, padded by `low` places before and `high`
+behind, there are ⌊(low + n + high - k)/s⌋ + 1 windows, and place i of window j is place
+j s + i - low of the axis.
+
+What is computed window by window and can be computed axis by axis takes k₁ + ... + k_d steps so,
+instead of k₁ ... k_d.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.activation import check_floating
+from manual_bp.layer import Layer
+
+Sides = tuple[int, ...]
+Padding = str | tuple[tuple[int, int], ...]
+
+
+class Along(NamedTuple):
+    """How the windows lie along one axis."""
+
+    axis: int
+    """Counted from the front."""
+    size: int
+    """n, the places of the axis."""
+    side: int
+    """k, the places of a window."""
+    stride: int
+    """s, from one window to the next."""
+    low: int
+    """Padding before the axis."""
+    high: int
+    """Padding behind it."""
+
+    @property
+    def count(self) -> int:
+        """The number of windows."""
+        return (self.low + self.size + self.high - self.side) // self.stride + 1
+
+    def pad(self, x: jax.Array, value: float) -> jax.Array:
+        """X with `low` and `high` places of this value around the axis."""
+        return jax.lax.pad(x, jnp.asarray(value, x.dtype), self._config(x, self.low, self.high, 0))
+
+    def place(self, padded: jax.Array, i: int) -> jax.Array:
+        """Place i of each window: places i, i + s, i + 2s, ... of the padded axis."""
+        end = i + (self.count - 1) * self.stride + 1
+        return jax.lax.slice_in_dim(padded, i, end, self.stride, self.axis)
+
+    def put_back(self, errors: jax.Array, i: int) -> jax.Array:
+        """The transpose of `place` and `pad`: errors, one a window, at their place i, else 0."""
+        low = i - self.low
+        return jax.lax.pad(errors, jnp.zeros((), errors.dtype), self._apart(errors, low))
+
+    def apart(self, errors: jax.Array) -> jax.Array:
+        """Errors, one a window, s places apart, so that place p's are at p ... p + k - 1."""
+        before = self.side - 1 - self.low
+        # The windows that reach place p end k - 1 behind it.
+        low, high, inner = self._apart(errors, before)[self.axis]
+        config = self._config(errors, low, high + self.side - 1, inner)
+        return jax.lax.pad(errors, jnp.zeros((), errors.dtype), config)
+
+    def _apart(self, errors: jax.Array, low: int) -> list[tuple[int, int, int]]:
+        """Padding that puts window j's error at low + j s of an axis of n places."""
+        high = self.size - 1 - low - (self.count - 1) * self.stride
+        return self._config(errors, low, high, self.stride - 1)
+
+    def _config(self, x: jax.Array, low: int, high: int, inner: int) -> list[tuple[int, int, int]]:
+        config = [(0, 0, 0)] * x.ndim
+        config[self.axis] = (low, high, inner)
+        return config
+
+
+def check_settings(kind: str, window: Any, stride: Any, padding: Any) -> None:
+    """Raise unless a pooling layer's settings fit together."""
+    if not _are_sides(window) or len(window) not in (1, 2, 3):
+        raise TypeError(
+            f"{kind}: window must be a tuple of 1 to 3 positive ints, one for each space axis, "
+            f"such as (2, 2); got {window!r}."
+        )
+    if stride is not None and not (_are_sides(stride) and len(stride) == len(window)):
+        raise TypeError(
+            f"{kind}: stride must be a tuple of {len(window)} positive ints like the window "
+            f"{window}, or None for the window's own sides; got {stride!r}."
+        )
+    if isinstance(padding, str):
+        if padding not in ("VALID", "SAME"):
+            raise ValueError(f'{kind}: padding must be "VALID", "SAME" or pairs, got {padding!r}.')
+        return
+    pairs = isinstance(padding, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(_is_int(each, 0) for each in pair)
+        for pair in padding
+    )
+    if not pairs or len(padding) != len(window):
+        raise TypeError(
+            f'{kind}: padding must be "VALID", "SAME", or a tuple of {len(window)} pairs of ints '
+            f"(before, behind), none negative, such as {((1, 1),) * len(window)}; got {padding!r}."
+        )
+
+
+def along_axes(
+    layer: Layer, x: Any, window: Sides, stride: Sides | None, padding: Padding
+) -> list[Along]:
+    """How the windows lie along each space axis of inputs like x; raise unless they fit."""
+    check_floating(layer, x)
+    shape, rank = tuple(x.shape), len(window)
+    if x.ndim < rank + 2:
+        names = ("n1", "n2", "n3")[:rank]
+        raise ValueError(
+            f"{layer!r}: x has shape {shape}, expected (m, {', '.join(names)}, C): examples first, "
+            f"{rank} space {'axis' if rank == 1 else 'axes'}, channels last."
+        )
+    first, found = x.ndim - 1 - rank, []
+    for number, (side, step) in enumerate(zip(window, stride or window, strict=True)):
+        axis = first + number
+        size = shape[axis]
+        if padding == "SAME":
+            total = max((-(-size // step) - 1) * step + side - size, 0)
+            low, high = total // 2, total - total // 2
+        elif padding == "VALID":
+            low, high = 0, 0
+        else:
+            low, high = padding[number]
+        along = Along(axis, size, side, step, low, high)
+        _check_fit(layer, shape, along)
+        found.append(along)
+    return found
+
+
+def _check_fit(layer: Layer, shape: tuple[int, ...], along: Along) -> None:
+    where = f"{layer!r}: axis {along.axis} of x {shape}"
+    if along.size == 0:
+        raise ValueError(f"{where} is empty.")
+    if along.side > along.low + along.size + along.high:
+        raise ValueError(
+            f"{where} has {along.size} places, and with padding "
+            f"{along.low + along.size + along.high}: fewer than the window's {along.side}. "
+            'Use a smaller window, or padding="SAME".'
+        )
+    last = (along.count - 1) * along.stride - along.low
+    if along.low >= along.side or last >= along.size:
+        raise ValueError(
+            f"{where}, padded by {(along.low, along.high)}, has a window of {along.side} that is "
+            "all padding: pad by less than the window's side."
+        )
+
+
+def _are_sides(value: Any) -> bool:
+    return isinstance(value, tuple) and all(_is_int(each, 1) for each in value)
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
