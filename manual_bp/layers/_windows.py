@@ -40,7 +40,7 @@ class Along(NamedTuple):
     """Padding behind it."""
 
     @property
-    def count(self) -> int:
+    def windows(self) -> int:
         """The number of windows."""
         return (self.low + self.size + self.high - self.side) // self.stride + 1
 
@@ -50,13 +50,32 @@ class Along(NamedTuple):
 
     def place(self, padded: jax.Array, i: int) -> jax.Array:
         """Place i of each window: places i, i + s, i + 2s, ... of the padded axis."""
-        end = i + (self.count - 1) * self.stride + 1
+        end = i + (self.windows - 1) * self.stride + 1
         return jax.lax.slice_in_dim(padded, i, end, self.stride, self.axis)
 
     def put_back(self, errors: jax.Array, i: int) -> jax.Array:
         """The transpose of `place` and `pad`: errors, one a window, at their place i, else 0."""
         low = i - self.low
         return jax.lax.pad(errors, jnp.zeros((), errors.dtype), self._apart(errors, low))
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a place may lie in several windows."""
+        return self.side > self.stride
+
+    def side_by_side(self, places: jax.Array) -> jax.Array:
+        """The places of windows that don't overlap, (..., n', k, ...), as (..., n, ...).
+
+        What `put_back` of each place, added up, would be, without any addition.
+        """
+        gap = [(0, 0, 0)] * places.ndim
+        gap[self.axis + 1] = (0, self.stride - self.side, 0)
+        zero = jnp.zeros((), places.dtype)
+        places = jax.lax.pad(places, zero, gap)
+        shape = places.shape
+        row = places.reshape(*shape[: self.axis], -1, *shape[self.axis + 2 :])
+        behind = self.size + self.low - self.windows * self.stride
+        return jax.lax.pad(row, zero, self._config(row, -self.low, behind, 0))
 
     def apart(self, errors: jax.Array) -> jax.Array:
         """Errors, one a window, s places apart, so that place p's are at p ... p + k - 1."""
@@ -68,7 +87,7 @@ class Along(NamedTuple):
 
     def _apart(self, errors: jax.Array, low: int) -> list[tuple[int, int, int]]:
         """Padding that puts window j's error at low + j s of an axis of n places."""
-        high = self.size - 1 - low - (self.count - 1) * self.stride
+        high = self.size - 1 - low - (self.windows - 1) * self.stride
         return self._config(errors, low, high, self.stride - 1)
 
     def _config(self, x: jax.Array, low: int, high: int, inner: int) -> list[tuple[int, int, int]]:
@@ -123,10 +142,8 @@ def along_axes(
         if padding == "SAME":
             total = max((-(-size // step) - 1) * step + side - size, 0)
             low, high = total // 2, total - total // 2
-        elif padding == "VALID":
-            low, high = 0, 0
         else:
-            low, high = padding[number]
+            low, high = (0, 0) if isinstance(padding, str) else padding[number]
         along = Along(axis, size, side, step, low, high)
         _check_fit(layer, shape, along)
         found.append(along)
@@ -143,7 +160,7 @@ def _check_fit(layer: Layer, shape: tuple[int, ...], along: Along) -> None:
             f"{along.low + along.size + along.high}: fewer than the window's {along.side}. "
             'Use a smaller window, or padding="SAME".'
         )
-    last = (along.count - 1) * along.stride - along.low
+    last = (along.windows - 1) * along.stride - along.low
     if along.low >= along.side or last >= along.size:
         raise ValueError(
             f"{where}, padded by {(along.low, along.high)}, has a window of {along.side} that is "

@@ -14,7 +14,8 @@ Backward, given dout:
 
 Derivation.  ∂out_j/∂x_p = 1/c_j for each p in window j, whatever x is. Contracting with dout sums
 over the windows that p lies in. Set the g_j s places apart, 0 between them: then these windows are
-k places in a row, and dx is again a windowed sum, with stride 1.
+k places in a row, and dx is again a windowed sum, with stride 1; where windows don't overlap, it is
+g_j at each place of window j.
 
 Backward keeps nothing of x but its shape. Sums and quotients are taken in at least float32.
 
@@ -101,7 +102,7 @@ class AvgPool(Layer):
         g = dout.astype(accumulation_dtype(dout))
         g = g / self._counts(every, g)
         for along in every:
-            g = _sum_of_neighbours(along.apart(g), along)
+            g = _to_places(g, along)
         return (), g.astype(dout.dtype)
 
     def _counts(self, every: list[Along], like: jax.Array) -> Any:
@@ -110,7 +111,7 @@ class AvgPool(Layer):
             return float(np.prod([along.side for along in every]))
         counts: Any = np.ones(1)
         for along in reversed(every):
-            start = along.stride * np.arange(along.count) - along.low
+            start = along.stride * np.arange(along.windows) - along.low
             inside = np.minimum(start + along.side, along.size) - np.maximum(start, 0)
             counts = np.multiply.outer(inside, counts)
         return jnp.asarray(counts, like.dtype)
@@ -125,7 +126,10 @@ def _windowed_sum(x: jax.Array, along: Along) -> jax.Array:
     return total
 
 
-def _sum_of_neighbours(x: jax.Array, along: Along) -> jax.Array:
-    """The sums of k places in a row along one axis."""
-    window = [along.side if axis == along.axis else 1 for axis in range(x.ndim)]
-    return jax.lax.reduce_window(x, 0, jax.lax.add, window, (1,) * x.ndim, "VALID")
+def _to_places(g: jax.Array, along: Along) -> jax.Array:
+    """For each place of one axis the sum of g over the windows that it lies in."""
+    if not along.overlap:
+        shape = (*g.shape[: along.axis + 1], along.side, *g.shape[along.axis + 1 :])
+        return along.side_by_side(jnp.broadcast_to(jnp.expand_dims(g, along.axis + 1), shape))
+    window = [along.side if axis == along.axis else 1 for axis in range(g.ndim)]
+    return jax.lax.reduce_window(along.apart(g), 0, jax.lax.add, window, (1,) * g.ndim, "VALID")

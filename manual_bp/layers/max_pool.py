@@ -15,7 +15,8 @@ Backward, given dout, axis by axis in the other order:
 Derivation.  out_j is the element that won, and stays that element when x changes a little, so
 ∂out_j/∂x_p = [p = j s + won_j - low]. Contracting with dout sums over the windows that p has won:
 several, where windows overlap. As a program: for each place i of the window, the errors of the
-windows where i won, s places apart, added up.
+windows where i won, s places apart, added up; or, where windows don't overlap, dx at place i of
+window j is dout_j if won_j = i, else 0.
 
 Ties.  Where several elements of a window are largest, the first in the order of the axes (row by
 row) gets the whole error, as in JAX; no derivative exists there. Taking the last axis first keeps
@@ -130,7 +131,7 @@ def _largest(x: jax.Array, along: Along) -> tuple[jax.Array, jax.Array]:
 
 def _first_true(like: jax.Array, along: Along) -> jax.Array:
     """The first place of each window that isn't padding: it wins until a larger one comes."""
-    first = np.maximum(along.low - along.stride * np.arange(along.count), 0)
+    first = np.maximum(along.low - along.stride * np.arange(along.windows), 0)
     column = first.astype(np.min_scalar_type(along.side - 1)).reshape(
         -1, *(1,) * (like.ndim - 1 - along.axis)
     )
@@ -139,6 +140,12 @@ def _first_true(like: jax.Array, along: Along) -> jax.Array:
 
 def _to_winners(dout: jax.Array, won: jax.Array, along: Along) -> jax.Array:
     """The error of each window along one axis at the place that won, added over windows."""
+    if not along.overlap:
+        place = np.arange(along.side, dtype=won.dtype).reshape(
+            -1, *(1,) * (dout.ndim - 1 - along.axis)
+        )
+        won, dout = (jnp.expand_dims(each, along.axis + 1) for each in (won, dout))
+        return along.side_by_side(jnp.where(won == place, dout, 0))
     dx = along.put_back(jnp.where(won == 0, dout, 0), 0)
     for i in range(1, along.side):
         dx = dx + along.put_back(jnp.where(won == i, dout, 0), i)

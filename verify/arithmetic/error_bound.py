@@ -334,23 +334,19 @@ def _sort(params: Any, *operands: Any) -> list[Any]:
     if not isinstance(key, Bounded):
         raise NotImplementedError("sort by integers of floats: add it to error_bound")
     order = np.argsort(key.value, axis=axis, kind="stable")
-    moved = [
-        Bounded(*(np.take_along_axis(each, order, axis) for each in a))
-        if isinstance(a, Bounded)
-        else np.take_along_axis(a, order, axis)
-        for a in operands
-    ]
-    first = moved[0]
-    if len(moved) > 1:
-        count = key.value.shape[axis]
-        lower, upper = (
-            Bounded(*(np.take(each, places, axis) for each in first))
-            for places in (range(count - 1), range(1, count))
-        )
-        if _overlap(lower, upper).any():
+
+    def moved(value: Any, places: np.ndarray = order) -> Any:
+        if isinstance(value, Bounded):
+            return Bounded(*(np.take_along_axis(each, places, axis) for each in value))
+        return np.take_along_axis(value, places, axis)
+
+    if len(operands) > 1:
+        ahead = np.take(order, range(1, order.shape[axis]), axis)
+        behind = np.take(order, range(order.shape[axis] - 1), axis)
+        if _overlap(moved(key, behind), moved(key, ahead)).any():
             raise ArithmeticError("an order depends on a comparison that rounding may turn")
     widest = np.broadcast_to(key.bound.max(axis, keepdims=True, initial=0), key.bound.shape)
-    return [Bounded(first.value, widest), *moved[1:]]
+    return [Bounded(moved(key.value), widest), *map(moved, operands[1:])]
 
 
 def _scatter_to_extremes(params: Any, source: Bounded, operand: Bounded) -> Bounded:

@@ -51,7 +51,8 @@ SPECS = (
             (AvgPool((3, 2), (2, 2), "SAME", count_padding=False), (2, 4, 3, 2)),
             (AvgPool((2, 2), (1, 1), ((1, 0), (0, 1)), count_padding=False), (2, 2, 2, 2)),
             (AvgPool((2,), (3,)), (2, 8, 3)),  # gaps between windows
-            (AvgPool((3,), (1,), ((2, 1),)), (3, 1, 1)),
+            (AvgPool((3,), (1,), ((2, 1),)), (3, 2, 1)),
+            (AvgPool((2, 1), None, ((1, 1), (0, 0))), (1, 2, 1, 2)),
             (AvgPool((2, 1, 2), (1, 1, 2)), (2, 3, 2, 4, 1)),
             (AvgPool((2, 2)), (2, 2, 2, 3, 1)),  # two leading axes
         ),
