@@ -109,6 +109,17 @@ def check_floating(layer: Layer, x: Any) -> None:
         )
 
 
+def check_axis(kind: str, axis: Any) -> None:
+    """Raise unless an axis setting is an int that counts from the end."""
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"{kind}: axis must be a negative int, got {axis!r}.")
+    if axis >= 0:
+        raise ValueError(
+            f"{kind}: axis must be a negative int, got {axis}: axes count from the end, so that "
+            "the examples' are left alone; the last one is -1."
+        )
+
+
 def check_number(what: str, value: Any, wanted: str, fits: Callable[[Any], bool]) -> None:
     """Raise unless a family's setting is a finite number that fits."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -215,7 +215,8 @@ def draw_params(rng: np.random.Generator, network: Layer, x: Any) -> Any:
 
     def draw(leaf: Any) -> np.ndarray:
         inputs = max(
-            leaf.shape[-1:] if leaf.ndim < 3 else (leaf.shape[-1], leaf.size // leaf.shape[-1])
+            leaf.shape[-1:] if leaf.ndim < 3 else (leaf.shape[-1], leaf.size // leaf.shape[-1]),
+            default=1,  # a scalar
         )
         scale = 1.2 / np.sqrt(inputs) if leaf.ndim > 1 else 0.7
         return scale * rng.normal(size=leaf.shape)
