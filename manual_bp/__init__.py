@@ -41,9 +41,11 @@ from manual_bp.layers.conv_transpose import ConvTranspose as ConvTranspose
 from manual_bp.layers.dense import Dense as Dense
 from manual_bp.layers.flatten import Flatten as Flatten
 from manual_bp.layers.global_avg_pool import GlobalAvgPool as GlobalAvgPool
+from manual_bp.layers.layer_norm import LayerNorm as LayerNorm
 from manual_bp.layers.log_softmax import LogSoftmax as LogSoftmax
 from manual_bp.layers.max_pool import MaxPool as MaxPool
 from manual_bp.layers.prelu import PReLU as PReLU
+from manual_bp.layers.rms_norm import RMSNorm as RMSNorm
 from manual_bp.layers.scale import Scale as Scale
 from manual_bp.layers.softmax import Softmax as Softmax
 from manual_bp.losses.absolute_error import AbsoluteError as AbsoluteError
