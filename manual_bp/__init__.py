@@ -36,6 +36,7 @@ from manual_bp.gradients import manual_pass as manual_pass
 from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads
 from manual_bp.gradients import predict as predict
 from manual_bp.layers.avg_pool import AvgPool as AvgPool
+from manual_bp.layers.batch_norm import BatchNorm as BatchNorm
 from manual_bp.layers.conv import Conv as Conv
 from manual_bp.layers.conv_transpose import ConvTranspose as ConvTranspose
 from manual_bp.layers.dense import Dense as Dense
