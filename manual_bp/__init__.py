@@ -40,6 +40,7 @@ from manual_bp.layers.batch_norm import BatchNorm as BatchNorm
 from manual_bp.layers.conv import Conv as Conv
 from manual_bp.layers.conv_transpose import ConvTranspose as ConvTranspose
 from manual_bp.layers.dense import Dense as Dense
+from manual_bp.layers.dropout import Dropout as Dropout
 from manual_bp.layers.flatten import Flatten as Flatten
 from manual_bp.layers.global_avg_pool import GlobalAvgPool as GlobalAvgPool
 from manual_bp.layers.layer_norm import LayerNorm as LayerNorm

@@ -27,6 +27,7 @@ MODULES = {
 JAX_NAMES = {
     "jax.Array",
     "jax.ShapeDtypeStruct",
+    "jax.dtypes.prng_key",
     "jax.eval_shape",
     "jax.jit",
     "jax.lax.conv_general_dilated",

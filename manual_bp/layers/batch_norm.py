@@ -163,8 +163,8 @@ class BatchNorm(Layer):
         mask = _check(self, params, x, taken)
         n = self._count(x, mask)
         mean = self._over_devices(sum_over_examples(_where_counted(mask, x))) / n
-        deviation = _where_counted(mask, x - mean)
-        variance = self._over_devices(sum_over_examples(jnp.square(deviation))) / n
+        squares = _where_counted(mask, jnp.square(x - mean))
+        variance = self._over_devices(sum_over_examples(squares)) / n
         residuals = Residuals(x, Statistics(mean, variance), mask)
         return _affine(self, params, residuals), residuals
 
@@ -199,7 +199,8 @@ class BatchNorm(Layer):
                     "batches; network.inference() with statistics=... takes any."
                 )
             return n
-        return self._over_devices(mask.sum() * math.prod(x.shape[mask.ndim : -1]))
+        examples = mask.sum(dtype=accumulation_dtype(x))
+        return self._over_devices(examples * math.prod(x.shape[mask.ndim : -1]))
 
     def _over_devices(self, local: Any) -> Any:
         """The sum over all devices that hold a part of the batch."""
