@@ -17,7 +17,7 @@ from manual_bp.layer import Layer
 from verify import rules, specs
 from verify.arithmetic.numpy import Float64
 from verify.interpreter import Program, trace
-from verify.networks import Case, draw_chain
+from verify.networks import Case, draw_chain, draw_taken, opened
 from verify.report import Report
 from verify.rules import Rule, generator
 
@@ -57,7 +57,9 @@ def _forward_is_exact(network: Layer, shape: Any) -> bool:
     """Whether the forward pass alone stays exact: tells most of the others at little cost."""
     x = rules.numbers(generator(0), "lattice", shape)
     params = rules.params_of_kind(generator(0), "lattice", network, x)
-    return _stays_exact(trace(lambda p, v: network.forward(p, v)[0], params, x), (params, x))
+    args = (params, x, draw_taken(generator(0), network, network, params, x))
+    program = trace(lambda p, v, taken: network.forward(p, v, **opened(taken))[0], *args)
+    return _stays_exact(program, args)
 
 
 def is_exact_in_float32(rule: Rule, args: tuple[Any, ...]) -> bool:
