@@ -199,8 +199,8 @@ class BatchNorm(Layer):
                     "batches; network.inference() with statistics=... takes any."
                 )
             return n
-        examples = mask.sum(dtype=accumulation_dtype(x))
-        return self._over_devices(examples * math.prod(x.shape[mask.ndim : -1]))
+        counts = jnp.broadcast_to(_beside(mask, x.ndim - 1), x.shape[:-1])
+        return self._over_devices(counts.sum(dtype=accumulation_dtype(x)))
 
     def _over_devices(self, local: Any) -> Any:
         """The sum over all devices that hold a part of the batch."""
@@ -311,7 +311,12 @@ def _where_counted(mask: jax.Array | None, values: jax.Array) -> jax.Array:
     """The values that count, and 0 for the others."""
     if mask is None:
         return values
-    return jnp.where(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values, 0)
+    return jnp.where(_beside(mask, values.ndim), values, 0)
+
+
+def _beside(mask: jax.Array, axes: int) -> jax.Array:
+    """The mask with this many axes, the new ones of size 1."""
+    return mask.reshape(mask.shape + (1,) * (axes - mask.ndim))
 
 
 def _init(layer: Layer, x: Any) -> Params:
