@@ -15,6 +15,7 @@ import numpy as np
 
 from manual_bp.layer import Layer
 from verify import rules, specs
+from verify.arithmetic import is_floating
 from verify.arithmetic.numpy import Float64
 from verify.interpreter import Program, trace
 from verify.networks import Case, draw_chain, draw_taken, opened
@@ -73,8 +74,8 @@ def _stays_exact(program: Program, args: Any) -> bool:
     def watch(place: Any, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
         nonlocal exact
         outputs = run(*inputs)
-        for value in outputs:
-            if np.asarray(value).dtype.kind == "f":
+        for variable, value in zip(equation.outvars, outputs, strict=True):
+            if is_floating(variable.aval):
                 exact = exact and bool(_fits(np.asarray(value)).all())
         return outputs
 
