@@ -28,9 +28,13 @@ from manual_bp.activations import softsign as softsign
 from manual_bp.activations import squared_relu as squared_relu
 from manual_bp.activations import squareplus as squareplus
 from manual_bp.activations import tanh as tanh
+from manual_bp.combinators.checkpoint import checkpoint as checkpoint
 from manual_bp.combinators.parallel import parallel as parallel
+from manual_bp.combinators.reversible import reversible as reversible
 from manual_bp.combinators.sequential import sequential as sequential
 from manual_bp.combinators.skip import skip as skip
+from manual_bp.combinators.stack import stack as stack
+from manual_bp.combinators.tied import tied as tied
 from manual_bp.gradients import manual_grads as manual_grads
 from manual_bp.gradients import manual_pass as manual_pass
 from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from manual_bp.combinators.sequential import Sequential
 from manual_bp.layer import Combinator, Layer, Loss
 from manual_bp.layers.dense import Dense
 from verify import specs
@@ -126,9 +127,9 @@ def intermediates(
     named = {"J": total, "A0": x, **_stacked(values), "dA0": dx}
     named |= {f"d{name}": each for name, each in _stacked(dzeros).items()}
     named |= dict(named_params(network, dparams))
-    last = network.children[-1] if isinstance(network, Combinator) else network
+    layers = network.children if isinstance(network, Sequential) else (network,)
+    last, number = layers[-1], len(layers)
     if isinstance(last, Dense) and last.activation == type(last).activation:
-        number = len(network.children) if isinstance(network, Combinator) else 1
         named[f"A{number}"] = specs.of_loss(loss).activation(prediction)
         del named[f"dA{number}"]
     return named
@@ -150,6 +151,7 @@ def named_params(layer: Layer, dparams: Any, place: str = "") -> list[tuple[str,
     """Gradients of parameters with their names, "dW1", "db1", "dW2.3", ..."""
     if isinstance(layer, Combinator):
         prefix = f"{place}." if place else ""
+        dparams = dparams or ((),) * len(layer.children)  # tied elsewhere
         return [
             pair
             for number, (child, each) in enumerate(zip(layer.children, dparams, strict=True), 1)

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from manual_bp.activations import identity
+from manual_bp.combinators.sequential import Sequential
 from manual_bp.gradients import check_call, open_params, sweep
 from manual_bp.layer import Combinator, Layer, Loss, Static, Tree
 from manual_bp.layers.dense import Dense
+
+
+class Seen(NamedTuple):
+    """What is shown of one layer beside its gradients, by name; and those."""
+
+    quantities: dict[str, jax.Array]
+    dparams: Tree
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,9 @@ def intermediates(
     has Z, A, dA, dZ, dW, db; any other has out, dout and the gradients of its parameters. When the
     last layer is dense with no activation, its A is the loss's own activation of Z (softmax, for
     softmax cross-entropy), and it has no dA: loss and activation are differentiated as one,
-    dZ[L] = w (A[L] - Y). Every dv is ∂J/∂v, with `weights` in it.
+    dZ[L] = w (A[L] - Y). Every dv is ∂J/∂v, with `weights` in it. Of a layer that is repeated the
+    steps are stacked, the first step first; the gradient of tied parameters is the sum over their
+    places, and stands at the first of them.
 
     Args:
         params, x, y, network, loss, weights, **taken: as for `manual_pass`.
@@ -92,10 +102,11 @@ def _compiled(
 ) -> tuple[Static, list[jax.Array]]:
     network, tree, loss_params = open_params(params, network, loss)
     step = sweep(visit, _recorded(network), loss, tree, loss_params, x, y, weights, taken)
-    named = dict([("A0", x), *_named(network, step.seen), ("dA0", step.dx)])
-    last = network.children[-1] if isinstance(network, Combinator) else network
+    grads = network.gather(_dparams(network, step.seen))
+    named = dict([("A0", x), *_named(network, step.seen, grads), ("dA0", step.dx)])
+    layers = network.layers if isinstance(network, Sequential) else (network,)
+    last, number = layers[-1], len(layers)
     if isinstance(last, Dense) and last.activation == identity:
-        number = len(network.children) if isinstance(network, Combinator) else 1
         named[f"A{number}"] = loss.activate(step.prediction)
         del named[f"dA{number}"]
     return Static(tuple(named)), list(named.values())  # a dict would come out of jit sorted
@@ -103,16 +114,15 @@ def _compiled(
 
 def visit(
     recorded: Recorded, dout: jax.Array, params: Tree, residuals: Tree
-) -> tuple[dict[str, jax.Array], jax.Array]:
+) -> tuple[Seen, jax.Array]:
     """What one layer shows: a dense one the notes' quantities, any other its out and dout."""
     x, out, kept = residuals
     dparams, dx = recorded.layer.backward(params, kept, dout)
     if isinstance(recorded.layer, Dense):
         z = recorded.layer.preactivation(params, x)
         dz = recorded.layer.error(kept, dout)
-        return {"Z": z, "A": out, "dA": dout, "dZ": dz, "dW": dparams.W, "db": dparams.b}, dx
-    fields = dparams._asdict() if hasattr(dparams, "_fields") else {}
-    return {"out": out, "dout": dout, **{f"d{name}": d for name, d in fields.items()}}, dx
+        return Seen({"Z": z, "A": out, "dA": dout, "dZ": dz}, dparams), dx
+    return Seen({"out": out, "dout": dout}, dparams), dx
 
 
 def _recorded(network: Layer) -> Layer:
@@ -121,12 +131,28 @@ def _recorded(network: Layer) -> Layer:
     return Recorded(network)
 
 
-def _named(network: Layer, seen: Tree, place: str = "") -> list[tuple[str, jax.Array]]:
+def _dparams(network: Layer, seen: Tree) -> Tree:
+    """The gradients that each layer saw, nested like the network: what `gather` takes."""
+    if isinstance(network, Combinator):
+        return tuple(map(_dparams, network.children, seen))
+    return seen.dparams
+
+
+def _named(network: Layer, seen: Tree, grads: Tree, place: str = "") -> list[tuple[str, jax.Array]]:
     if not isinstance(network, Combinator):
-        return [(f"{name}{place or '1'}", value) for name, value in seen.items()]
+        fields = grads._asdict() if hasattr(grads, "_asdict") else {}
+        shown = seen.quantities | {f"d{name}": d for name, d in fields.items() if _has_leaves(d)}
+        return [(f"{name}{place or '1'}", value) for name, value in shown.items()]
     prefix = f"{place}." if place else ""
+    grads = grads or ((),) * len(network.children)  # tied to another layer's
     return [
         pair
-        for number, (child, each) in enumerate(zip(network.children, seen, strict=True), start=1)
-        for pair in _named(child, each, f"{prefix}{number}")
+        for number, (child, *each) in enumerate(
+            zip(network.children, seen, grads, strict=True), start=1
+        )
+        for pair in _named(child, *each, f"{prefix}{number}")
     ]
+
+
+def _has_leaves(tree: Tree) -> bool:
+    return bool(jax.tree.leaves(tree))

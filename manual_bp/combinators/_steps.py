@@ -1,0 +1,65 @@
+"""What layers that are repeated in a scan share: what each step takes, and what it must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.layer import Layer, Tree
+
+
+def over_steps(handed: Mapping[str, Any], depth: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what all steps share, what is scanned) of what a repeated layer is handed.
+
+    Statistics are stacked and scanned; the number of the step is, where a key must be folded with
+    it; a mask is the same for all.
+    """
+    shared, scanned = dict(handed), {}
+    if "statistics" in shared:
+        scanned["statistics"] = shared.pop("statistics")
+    if "key" in shared:
+        scanned["step"] = jnp.arange(depth)
+    return shared, scanned
+
+
+def at_step(shared: Mapping[str, Any], scanned: Mapping[str, Any]) -> dict[str, Any]:
+    """What the layer takes at one step: a key of its own, its own statistics."""
+    given = {**shared, **scanned}
+    if "step" in given:
+        given["key"] = jax.random.fold_in(given["key"], given.pop("step"))
+    return given
+
+
+def check_depth(name: str, depth: Any) -> None:
+    """Raise unless depth is a positive int."""
+    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
+        raise TypeError(f"{name}: depth must be a positive int, got {depth!r}.")
+
+
+def check_stacked(layer: Layer, depth: int, what: str, tree: Tree) -> None:
+    """Raise unless every leaf has a first axis of this depth."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shape = jnp.shape(leaf)
+        if shape[:1] != (depth,):
+            place = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"{layer!r}: {what}{place} has shape {shape}, expected a first axis of {depth}, "
+                f"an entry for each step. Make params with network.init(key, x)."
+            )
+
+
+def check_kept(combinator: str, layer: Layer, x: Any, out: Any) -> None:
+    """Raise unless the output has the shape and dtype of the input."""
+    if out.shape != x.shape:
+        raise ValueError(
+            f"{layer!r} makes {tuple(out.shape)} of {tuple(x.shape)}: inside {combinator} it must "
+            "keep the shape, since it is repeated."
+        )
+    if out.dtype != x.dtype:
+        raise TypeError(
+            f"{layer!r} makes {out.dtype} of {x.dtype}: inside {combinator} it must keep the "
+            "dtype, since it is repeated. Cast the params or x so that both have the same."
+        )
