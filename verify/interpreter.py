@@ -43,6 +43,9 @@ CALLS = {
     "remat2": "jaxpr",
 }
 
+INNER = {**CALLS, "scan": "jaxpr"}
+"""Equations whose inner program mutants change, at every step alike, instead of the equation."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -169,19 +172,26 @@ def _has_one_axis_more(outside: Any, inside: Any) -> bool:
     return len(outside.aval.shape) == len(inside.aval.shape) + 1
 
 
-def _scan(
-    equation: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
-) -> list[Value]:
-    params, invars, outvars = equation.params, equation.invars, equation.outvars
-    inner = params["jaxpr"].jaxpr
-    # Counted from the shapes, since parameters of scan differ between versions of JAX: what is
-    # scanned over or collected has one axis more outside than inside.
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """How many constants a scan has, and how many values it carries from step to step.
+
+    Counted from the shapes, since parameters of scan differ between versions of JAX: what is
+    scanned over or collected has one axis more outside than inside.
+    """
+    invars, outvars, inner = equation.invars, equation.outvars, equation.params["jaxpr"].jaxpr
     scanned = sum(_has_one_axis_more(*pair) for pair in zip(invars, inner.invars, strict=True))
     carried = sum(
         not _has_one_axis_more(*pair) for pair in zip(outvars, inner.outvars, strict=True)
     )
-    second = len(values) - scanned
-    first = second - carried
+    return len(invars) - scanned - carried, carried
+
+
+def _scan(
+    equation: Any, values: list[Value], arithmetic: Arithmetic, hook: Hook | None, place: Any
+) -> list[Value]:
+    params = equation.params
+    first, carried = scan_parts(equation)
+    second = first + carried
     constants, carry, sequences = values[:first], values[first:second], values[second:]
     steps = range(params["length"])
     collected: list[list[Value]] = []

@@ -32,7 +32,7 @@ from verify.arithmetic.numpy import Float64
 from verify.arithmetic.rational import Rational
 from verify.equivalence import EQUIVALENT as EQUIVALENT
 from verify.equivalence import classify
-from verify.interpreter import CALLS, Hook, Program
+from verify.interpreter import CALLS, INNER, Hook, Program, scan_parts
 from verify.judges import BOUNDS, within_bounds
 from verify.rules import Rule, generator
 from verify.vanishing import Place, Recording, Vanishing, differs
@@ -280,7 +280,7 @@ def mutants(program: Program, args: Any) -> list[Mutant]:
 
     def record(place: Any, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
         origins[place] = _origin(equation)
-        if equation.primitive.name not in CALLS:
+        if equation.primitive.name not in INNER:
             seen[place] = equation
         return run(*inputs)
 
@@ -323,7 +323,9 @@ def _users(program: Program) -> dict[Place, frozenset[tuple[str, Place]]]:
             if not any(own):
                 continue  # dead: no result depends on it
             name = equation.primitive.name
-            if name in CALLS:
+            if name == "scan":
+                inputs = visit_scan(equation, here, own)
+            elif name in CALLS:
                 inner = equation.params[CALLS[name]]
                 inputs = visit(getattr(inner, "jaxpr", inner), here, own)
             else:
@@ -333,6 +335,18 @@ def _users(program: Program) -> dict[Place, frozenset[tuple[str, Place]]]:
                 if not hasattr(atom, "val"):
                     users.setdefault(atom, set()).update(names)
         return [users.get(variable, set()) for variable in jaxpr.invars]
+
+    def visit_scan(equation: Any, here: Place, own: list[_Users]) -> list[_Users]:
+        """What a step leaves for the next is used there: again, until no more users are found."""
+        inner = equation.params["jaxpr"].jaxpr
+        first, carried = scan_parts(equation)
+        while True:
+            inputs = visit(inner, here, own)
+            carry = inputs[first : first + carried]
+            wider = [old | new for old, new in zip(own, carry, strict=False)] + own[carried:]
+            if wider == own:
+                return inputs
+            own = wider
 
     jaxpr = program.jaxpr.jaxpr
     visit(jaxpr, (), [{("result", ())}] * len(jaxpr.outvars))
@@ -360,7 +374,9 @@ def _fixed(program: Program) -> dict[Place, tuple[bool, ...]]:
         for index, equation in enumerate(jaxpr.eqns):
             here, name = (*place, index), equation.primitive.name
             operands = [is_fixed(atom) for atom in equation.invars]
-            if name in CALLS:
+            if name == "scan":
+                outputs = visit_scan(equation, here, operands)
+            elif name in CALLS:
                 outputs = visit(equation.params[CALLS[name]], here, operands)
             else:
                 found[here] = tuple(operands)
@@ -371,6 +387,17 @@ def _fixed(program: Program) -> dict[Place, tuple[bool, ...]]:
                 outputs = [zero or all(operands)] * len(equation.outvars)
             known.update(zip(equation.outvars, outputs, strict=True))
         return [is_fixed(atom) for atom in jaxpr.outvars]
+
+    def visit_scan(equation: Any, here: Place, operands: list[bool]) -> list[bool]:
+        """What is carried is a constant if it begins as one and every step leaves it one."""
+        first, carried = scan_parts(equation)
+        while True:
+            outputs = visit(equation.params["jaxpr"], here, operands)
+            carry = operands[first : first + carried]
+            fewer = [a and b for a, b in zip(carry, outputs, strict=False)]
+            if fewer == carry:
+                return outputs
+            operands = [*operands[:first], *fewer, *operands[first + carried :]]
 
     visit(program.jaxpr, (), [False] * len(program.jaxpr.jaxpr.invars))
     return found

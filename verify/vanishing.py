@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from verify.arithmetic import Arithmetic
-from verify.interpreter import CALLS, Program
+from verify.interpreter import INNER, Program
 
 Place = tuple[int, ...]
 Change = Callable[[Any, list[Any], Callable[..., list[Any]]], list[Any]]
@@ -93,7 +93,7 @@ class Recording:
                 return known.outputs
             made = change(equation, inputs, run) if change else run(*inputs)
             outputs = [self.settled(*pair) for pair in zip(made, known.outputs, strict=True)]
-            leaf = equation.primitive.name not in CALLS
+            leaf = equation.primitive.name not in INNER
             if leaf and all(a is b for a, b in zip(outputs, known.outputs, strict=True)):
                 found.append(Vanishing(place, equation, known.inputs, inputs, outputs))
             return outputs

@@ -69,7 +69,8 @@ class Reversible(Combinator):
         return (self.f, self.g)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Reversible:
-        return Reversible(*children, self.depth)
+        f, g = children
+        return Reversible(f, g, self.depth)
 
     def init(self, key: jax.Array, x: Any) -> Tree:
         self._check_input(x)

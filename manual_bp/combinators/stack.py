@@ -48,7 +48,8 @@ class Stack(Combinator):
         return (self.layer,)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Stack:
-        return Stack(*children, self.depth)
+        (layer,) = children
+        return Stack(layer, self.depth)
 
     def init(self, key: jax.Array, x: Any) -> Tree:
         with within(1, self.layer):

@@ -43,7 +43,8 @@ class Tied(Combinator):
         return (self.body,)
 
     def rebuild(self, children: tuple[Layer, ...]) -> Tied:
-        return Tied(*children, self.groups)
+        (body,) = children
+        return Tied(body, self.groups)
 
     def init(self, key: jax.Array, x: Any) -> Tree:
         with within(1, self.body):
@@ -208,7 +209,8 @@ def _check_apart(paths: list[Path]) -> None:
         for other in paths[:number]:
             shorter, longer = sorted((path, other), key=len)
             if longer[: len(shorter)] == shorter:
+                how = "lies inside" if len(longer) > len(shorter) else "is"
                 raise ValueError(
-                    f"tied: {longer} is {shorter} or lies inside it: name a place once, and put "
-                    "all places that share parameters in one group."
+                    f"tied: {longer} {how} {shorter}, named before: name a place once, and put all "
+                    "places that share parameters in one group."
                 )

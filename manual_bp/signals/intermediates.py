@@ -20,9 +20,10 @@ from manual_bp.layers.dense import Dense
 
 
 class Seen(NamedTuple):
-    """What is shown of one layer beside its gradients, by name; and those."""
+    """What is shown of one layer, and its gradients."""
 
-    quantities: dict[str, jax.Array]
+    names: Static
+    values: tuple[jax.Array, ...]  # a dict would come out of a scan sorted
     dparams: Tree
 
 
@@ -121,8 +122,8 @@ def visit(
     if isinstance(recorded.layer, Dense):
         z = recorded.layer.preactivation(params, x)
         dz = recorded.layer.error(kept, dout)
-        return Seen({"Z": z, "A": out, "dA": dout, "dZ": dz}, dparams), dx
-    return Seen({"out": out, "dout": dout}, dparams), dx
+        return Seen(Static(("Z", "A", "dA", "dZ")), (z, out, dout, dz), dparams), dx
+    return Seen(Static(("out", "dout")), (out, dout), dparams), dx
 
 
 def _recorded(network: Layer) -> Layer:
@@ -141,18 +142,17 @@ def _dparams(network: Layer, seen: Tree) -> Tree:
 def _named(network: Layer, seen: Tree, grads: Tree, place: str = "") -> list[tuple[str, jax.Array]]:
     if not isinstance(network, Combinator):
         fields = grads._asdict() if hasattr(grads, "_asdict") else {}
-        shown = seen.quantities | {f"d{name}": d for name, d in fields.items() if _has_leaves(d)}
-        return [(f"{name}{place or '1'}", value) for name, value in shown.items()]
+        shown = [
+            *zip(seen.names.value, seen.values, strict=True),
+            *((f"d{name}", each) for name, each in fields.items() if jax.tree.leaves(each)),
+        ]
+        return [(f"{name}{place or '1'}", value) for name, value in shown]
     prefix = f"{place}." if place else ""
     grads = grads or ((),) * len(network.children)  # tied to another layer's
     return [
         pair
-        for number, (child, *each) in enumerate(
+        for number, (child, each, grad) in enumerate(
             zip(network.children, seen, grads, strict=True), start=1
         )
-        for pair in _named(child, *each, f"{prefix}{number}")
+        for pair in _named(child, each, grad, f"{prefix}{number}")
     ]
-
-
-def _has_leaves(tree: Tree) -> bool:
-    return bool(jax.tree.leaves(tree))

@@ -38,7 +38,10 @@ SPECS = (
         layer=Checkpoint,
         samples=(
             (mbp.checkpoint(mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(3))), (3, 4)),
-            (mbp.checkpoint(mbp.skip(mbp.Dense(3, mbp.relu))), (2, 3)),
+            (
+                mbp.checkpoint(mbp.skip(mbp.sequential(mbp.Dense(2, mbp.relu), mbp.Dense(3)))),
+                (2, 3),
+            ),
             (mbp.checkpoint(mbp.stack(mbp.Dense(2, mbp.relu), 2)), (3, 2)),
         ),
         reference=reference,

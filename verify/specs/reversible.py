@@ -70,7 +70,7 @@ SPECS = (
             (mbp.reversible(mbp.Dense(2, mbp.tanh), mbp.Dense(2, mbp.sigmoid), 3), (3, 4)),
             (mbp.reversible(mbp.Dense(2, mbp.relu), mbp.Dense(2), 2), (2, 4)),
             (mbp.reversible(mbp.tanh, mbp.sequential(mbp.Dense(3), mbp.Dense(2)), 2), (2, 2, 4)),
-            (mbp.reversible(mbp.Dense(1), mbp.Dense(1, mbp.relu), 1), (1, 2)),
+            (mbp.reversible(mbp.Dense(1), mbp.Dense(1, mbp.relu), 2), (1, 2)),
         ),
         reference=reference,
         naive=naive,

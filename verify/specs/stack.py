@@ -71,7 +71,10 @@ SPECS = (
             (mbp.stack(mbp.skip(mbp.sequential(mbp.Dense(2, mbp.relu), mbp.Dense(3))), 2), (4, 3)),
             (mbp.stack(mbp.stack(mbp.Dense(2, mbp.tanh), 2), 3), (2, 1, 2)),
             (mbp.stack(mbp.parallel(mbp.relu, mbp.Dense(2), combine="product"), 2), (1, 2)),
-            (mbp.stack(mbp.checkpoint(mbp.Dense(2, mbp.relu)), 2), (3, 2)),
+            (
+                mbp.stack(mbp.checkpoint(mbp.sequential(mbp.Dense(3, mbp.relu), mbp.Dense(2))), 2),
+                (3, 2),
+            ),
             (
                 mbp.stack(
                     mbp.tied(mbp.sequential(mbp.Dense(2, mbp.relu), mbp.Dense(2)), ((0,), (1,))), 2
@@ -79,7 +82,7 @@ SPECS = (
                 (3, 2),
             ),
             (mbp.stack(mbp.Dense(1), 1), (1, 1)),
-            (mbp.stack(mbp.sigmoid, 2), (2, 3)),
+            (mbp.stack(mbp.sigmoid, 3), (2, 3)),
         ),
         reference=reference,
         naive=reference,

@@ -18,33 +18,30 @@ from verify.specs.activations import draw_activation
 
 
 def reference(layer: Tied, params: Any, x: Any, run: Callable[..., Any]) -> Any:
-    """The body with one set of params in all places."""
+    """The body with the params of each group's first place assigned to its others."""
     (tree,) = params
-    source = {path: group[0] for group in layer.groups for path in group}
+    for first, *others in layer.groups:
+        shared = _read(tree, first)
+        for path in others:
+            tree = _assign(tree, path, shared)
+    return run(0, tree, x)
 
-    def read(path: Any) -> Any:
-        found = tree
-        for step in path:
-            found = found._asdict()[step] if isinstance(step, str) else found[step]
-        return found
 
-    def build(node: Any, path: Any) -> Any:
-        # A field has two names, its own and its number: either may stand in a group.
-        names = [path]
-        for number, step in enumerate(path):
-            if isinstance(step, tuple):
-                names = [(*p[:number], one, *p[number + 1 :]) for p in names for one in step]
-        tied = next((source[name] for name in names if name in source), None)
-        if tied is not None:
-            return read(tied)
-        if not isinstance(node, tuple):
-            return node
-        fields = node._fields if hasattr(node, "_fields") else None
-        steps = [(i, fields[i]) if fields else i for i in range(len(node))]
-        parts = [build(each, (*path, step)) for each, step in zip(node, steps, strict=True)]
-        return type(node)(*parts) if fields else tuple(parts)
+def _read(tree: Any, path: Any) -> Any:
+    for step in path:
+        tree = tree._asdict()[step] if isinstance(step, str) else tree[step]
+    return tree
 
-    return run(0, build(tree, ()), x)
+
+def _assign(tree: Any, path: Any, value: Any) -> Any:
+    if not path:
+        return value
+    step, *rest = path
+    if isinstance(step, str):
+        return tree._replace(**{step: _assign(_read(tree, [step]), rest, value)})
+    if hasattr(tree, "_fields"):
+        return _assign(tree, (tree._fields[step], *rest), value)
+    return (*tree[:step], _assign(tree[step], rest, value), *tree[step + 1 :])
 
 
 def draw(rng: np.random.Generator, shape: Shape) -> Tied:
@@ -158,13 +155,13 @@ SPECS = (
                 "a place inside another",
                 lambda: mbp.tied(_body, ((0,), (2,)), ((0, "W"), (3, "W"))),
                 ValueError,
-                ("(0, 'W') is (0,) or lies inside it", "one group"),
+                ("(0, 'W') lies inside (0,)", "one group"),
             ),
             BadInput(
                 "a place by two names",
                 lambda: mbp.tied(_body, ((0, "W"), (0, 0))).init(_key, _x),
                 ValueError,
-                ("tied: (0, 0) is (0, 0) or lies inside it",),
+                ("tied: (0, 0) is (0, 0)", "name a place once"),
             ),
             BadInput(
                 "params in two places",
