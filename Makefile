@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: verify test lint notebooks wheel clean
+.PHONY: verify test lint bench notebooks wheel clean
 
 verify: $(VENV)/verify.installed
 	$(BIN)/python -m verify $(ARGS)
@@ -16,6 +16,9 @@ lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Runs every notebook from its .py and fails where a cell does; `make notebooks ARGS=--keep` also
 # writes the outputs into the .ipynb files that are committed.
