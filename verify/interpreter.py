@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -202,8 +203,11 @@ def _scan(
         collected.append(outputs[carried:])
     if params["reverse"]:
         collected.reverse()
-    stacked = [
-        arithmetic.move(lambda *each: np.stack([np.asarray(a) for a in each]), *column)
-        for column in zip(*collected, strict=True)
-    ]
+    stacked = [arithmetic.move(_stacked, *column) for column in zip(*collected, strict=True)]
     return carry + stacked
+
+
+def _stacked(*each: Any) -> Any:
+    if isinstance(each[0], jax.Array):  # keys, which are no NumPy arrays
+        return jnp.stack(each)
+    return np.stack([np.asarray(a) for a in each])

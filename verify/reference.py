@@ -137,11 +137,11 @@ def intermediates(
 
 def _stacked(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """The values of repeated steps, "Z1.1@0", "Z1.1@1", ..., as one array with the step first."""
-    found: dict[str, list[jax.Array]] = {}
-    for name, value in values.items():
-        found.setdefault(re.sub(r"@\d+(?!.*@)", "", name), []).append(value)
-    if len(found) == len(values):
+    if not any("@" in name for name in values):
         return values
+    found: dict[str, list[jax.Array]] = {}
+    for name, value in values.items():  # the innermost step first
+        found.setdefault(re.sub(r"@\d+(?!.*@)", "", name), []).append(value)
     return _stacked(
         {name: each[0] if name in values else jnp.stack(each) for name, each in found.items()}
     )

@@ -76,6 +76,8 @@ class Arithmetic:
         name, params = equation.primitive.name, equation.params
         inputs = [is_floating(atom.aval) for atom in equation.invars]
         outputs = [is_floating(atom.aval) for atom in equation.outvars]
+        if name in ("optimization_barrier", "pvary"):
+            return values  # floats, masks and keys at once, each as it is
         if name == "convert_element_type":
             if inputs[0]:
                 return [self.convert(values[0], params["new_dtype"])]

@@ -108,6 +108,4 @@ MOVEMENT = {
     "copy": lambda params, a: a,
     "copy_p": lambda params, a: a,
     "stop_gradient": lambda params, a: a,
-    "optimization_barrier": lambda params, *each: list(each),
-    "pvary": lambda params, *each: list(each),
 }
