@@ -70,7 +70,9 @@ from manual_bp.losses.sigmoid_binary_cross_entropy import (
 )
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from manual_bp.losses.squared_error import SquaredError as SquaredError
+from manual_bp.models.lenet import lenet as lenet
 from manual_bp.models.mlp import mlp as mlp
+from manual_bp.models.resnet import resnet as resnet
 from manual_bp.signals.intermediates import intermediates as intermediates
 
 __version__ = "0.1.0"

@@ -40,7 +40,6 @@ JAX_NAMES = {
     "jax.lax.rsqrt",
     "jax.lax.slice_in_dim",
     "jax.lax.optimization_barrier",
-    "jax.lax.rsqrt",
     "jax.lax.scan",
     "jax.nn.initializers.glorot_uniform",
     "jax.nn.initializers.he_normal",

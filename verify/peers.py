@@ -43,7 +43,11 @@ class Peer:
 
 def _flax(module: nn.Module, convert: Callable[[Any], Any]) -> Function:
     """A flax module as a function of our parameters."""
-    return lambda params, x: module.apply({"params": convert(params)}, x)  # pyright: ignore
+
+    def run(params: Any, x: jax.Array) -> Any:
+        return module.apply({"params": convert(params)}, x)
+
+    return run
 
 
 def _dense(params: Any) -> dict[str, Any]:
@@ -146,9 +150,6 @@ def _eqx_convnet(params: Any, x: jax.Array) -> jax.Array:
 def peers() -> list[Peer]:
     """Layers and networks that flax or equinox has too."""
     images = (2, 6, 5, 4)
-    prelu = lambda params, x: nn.PReLU().apply(  # noqa: E731
-        {"params": {"negative_slope": params.slope}}, x
-    )
     return [
         Peer("flax Dense", mbp.Dense(3), (4, 5), _flax(nn.Dense(3), _dense)),
         Peer("flax Conv", mbp.Conv(3, (3, 2)), images, _flax(nn.Conv(3, (3, 2)), _conv)),
@@ -214,7 +215,12 @@ def peers() -> list[Peer]:
             images,
             _flax(nn.GroupNorm(2, epsilon=mbp.GroupNorm(2).eps), _norm),
         ),
-        Peer("flax PReLU", mbp.PReLU(shared=True), (3, 4), prelu),
+        Peer(
+            "flax PReLU",
+            mbp.PReLU(shared=True),
+            (3, 4),
+            _flax(nn.PReLU(), lambda params: {"negative_slope": params.slope}),
+        ),
         Peer(
             "flax residual block",
             mbp.skip(

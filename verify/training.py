@@ -198,8 +198,8 @@ def train(task: Task, steps: int, dtype: Any, advance: Any = lambda: None) -> Ru
         return float((guesses == y_test).mean())
 
     manual, autodiff, *neighbours = (np.array(way[3]) for way in ways)
-    accuracies = [accuracy(way[1]) if steps == task.steps else np.nan for way in ways[:2]]
-    return Run(manual, autodiff, np.array(neighbours), *accuracies, task.compared)
+    ours, theirs = (accuracy(way[1]) if steps == task.steps else np.nan for way in ways[:2])
+    return Run(manual, autodiff, np.array(neighbours), ours, theirs, task.compared)
 
 
 def run(report: Report, *, quick: bool = False) -> None:
