@@ -7,13 +7,12 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import stack
 
-TINY = stack.Size(features=8, examples=4, inside=16)
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
 
-def test_every_row_is_measured_and_has_a_ratio(monkeypatch, tmp_path, capsys):
+def test_every_row_is_measured_and_memory_is_within_its_targets(monkeypatch, tmp_path, capsys):
     measure = stack.measure
-    monkeypatch.setattr(stack, "measure", lambda rounds: measure((TINY,), (2, 3), rounds))
+    monkeypatch.setattr(stack, "measure", lambda rounds: measure((SMALL,), (4, 16), rounds))
     benchmarks.main(["stack", "--rounds", "1", "--json", str(tmp_path / "found.json")])
     rows = json.loads((tmp_path / "found.json").read_text())["stack"]
     kinds = {row["what"].split(",")[0].partition(" over")[0] for row in rows}
@@ -27,6 +26,8 @@ def test_every_row_is_measured_and_has_a_ratio(monkeypatch, tmp_path, capsys):
     for row in rows:
         assert row["measured"] > 0 and row["against"] > 0
         assert row["ratio"] == row["measured"] / row["against"]
+        if row["what"].startswith("memory"):
+            assert row["ratio"] <= row["target"], row
     assert "target" in capsys.readouterr().out
 
 
@@ -34,8 +35,3 @@ def test_an_unknown_benchmark_is_an_error(capsys):
     with pytest.raises(SystemExit):
         benchmarks.main(["stock"])
     assert "no benchmark stock" in capsys.readouterr().err
-
-
-def test_memory_is_within_its_targets():
-    for row in stack.measure_memory((SMALL,), (4, 16)):
-        assert row.target is not None and row.ratio <= row.target, row
