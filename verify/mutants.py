@@ -4,8 +4,8 @@ A mutant is a rule's traced program with one equation changed: its result zeroed
 halved, off by 1e-2 ... 1e-5 of itself, one element off by 1%, the last row dropped, an operand
 transposed or left out, an operator or a comparison exchanged, the cases of a selection swapped, an
 index off by one, a sum made a mean or a maximum or taken over another axis, the filter of a
-convolution reversed or with its channels exchanged, its padding off by one. The judge of error
-bounds must kill it at some draw.
+convolution reversed or with its channels exchanged, its padding or a window off by one. The judge
+of error bounds must kill it at some draw.
 
 A mutant that computes the same function can't be killed. So each survivor is compared with the rule
 itself: in exact fractions if the rule is exact, at 80 digits otherwise, on many draws, ties
@@ -189,6 +189,17 @@ def _of_convolution(params: Any, filter_shape: tuple[int, ...]) -> Iterator[tupl
     )
 
 
+def _window_shifted(
+    arithmetic: Arithmetic, equation: Any, inputs: list[Any], run: Any
+) -> list[Any]:
+    """Every window one place earlier along the axis where it is longest."""
+    axis = int(np.argmax(equation.params["window_dimensions"]))
+    padding = list(equation.params["padding"])
+    padding[axis] = (padding[axis][0] + 1, padding[axis][1] - 1)
+    params = {**equation.params, "padding": tuple(padding)}
+    return [arithmetic.primitives[equation.primitive.name](params, *inputs)]
+
+
 SWAPS = {
     "add": "sub",
     "sub": "add",
@@ -259,6 +270,10 @@ def changes(equation: Any) -> Iterator[tuple[str, Change]]:
             rest = tuple(size for other, size in enumerate(shapes[0]) if other != axis)
             if len(axes) == 1 and axis != axes[0] and rest == out.shape:
                 yield f"over axis {axis}", _reduced("reduce_sum", (axis,))
+    if name.startswith("reduce_window_") and max(equation.params["window_dimensions"]) > 1:
+        yield "window off by one", _window_shifted
+        if name == "reduce_window_sum":
+            yield "made a maximum", _exchanged("reduce_window_max")
 
 
 def _compared(primitive: str) -> Change:
