@@ -57,7 +57,7 @@ class Dropout(Layer):
     Example:
         >>> out, mask = Dropout(0.5).forward((), jnp.ones(6), key=jax.random.key(0))
         >>> print(out, mask.dtype)
-        [2. 0. 0. 2. 2. 2.] bool
+        [2. 2. 0. 0. 2. 0.] bool
         >>> Dropout(0.5).inference()
         identity
     """
