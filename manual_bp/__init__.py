@@ -47,6 +47,7 @@ from manual_bp.layers.dense import Dense as Dense
 from manual_bp.layers.dropout import Dropout as Dropout
 from manual_bp.layers.flatten import Flatten as Flatten
 from manual_bp.layers.global_avg_pool import GlobalAvgPool as GlobalAvgPool
+from manual_bp.layers.group_norm import GroupNorm as GroupNorm
 from manual_bp.layers.layer_norm import LayerNorm as LayerNorm
 from manual_bp.layers.log_softmax import LogSoftmax as LogSoftmax
 from manual_bp.layers.max_pool import MaxPool as MaxPool
