@@ -13,6 +13,7 @@ from verify import (
     architectures,
     no_autodiff,
     other_checkers,
+    peers,
     rules,
     training,
     wrong_formulas,
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         "structure": lambda: structure.run(report, every, seed=seed, cases=5 if quick else 25),
         "agreement": lambda: agreement.run(report, every, seed=seed),
         "forward": lambda: agreement.run_forward(report),
+        "peers": lambda: peers.run(report, seed=seed),
         "lattice": lambda: lattice.run(
             report, seed=seed, programs=3 if quick else 15, draws=10 if quick else 34
         ),

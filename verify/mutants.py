@@ -108,23 +108,24 @@ def _zeroed(arithmetic: Arithmetic, value: Any) -> Any:
     return arithmetic.lift(np.zeros(arithmetic.lower(value).shape))
 
 
-def _masked(mask: Callable[[tuple[int, ...]], np.ndarray]) -> Change:
+def _masked(mask: Callable[[np.ndarray], np.ndarray]) -> Change:
     def change(arithmetic: Arithmetic, value: Any) -> Any:
-        factors = arithmetic.lift(mask(arithmetic.lower(value).shape))
+        factors = arithmetic.lift(mask(arithmetic.lower(value)))
         return arithmetic.primitives["mul"]({}, value, factors)
 
     return _each_output(change)
 
 
-def _all_but_last_row(shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.ones(shape)
+def _all_but_last_row(value: np.ndarray) -> np.ndarray:
+    mask = np.ones(value.shape)
     mask[-1] = 0
     return mask
 
 
-def _one_element(shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.ones(shape)
-    mask.flat[mask.size // 2] = 1.01
+def _one_element(value: np.ndarray) -> np.ndarray:
+    """The middle one of those that aren't 0: the zeros between spread errors have no 1%."""
+    mask, places = np.ones(value.shape), np.flatnonzero(value)
+    mask.flat[places[len(places) // 2] if len(places) else 0] = 1.01
     return mask
 
 

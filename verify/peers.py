@@ -109,6 +109,11 @@ def _flax_block(params: Any, x: jax.Array) -> jax.Array:
     return Block().apply(variables, x, mutable=["batch_stats"])[0]
 
 
+def _empty(kind: Any, *settings: Any) -> Any:
+    """An equinox module without weights: to draw them would be part of the program."""
+    return eqx.filter_eval_shape(lambda key: kind(*settings, key=key), jax.random.key(0))
+
+
 def _filled(module: Any, **values: Any) -> Any:
     """An equinox module with these arrays in place of its own."""
     names = list(values)
@@ -120,14 +125,14 @@ def _filled(module: Any, **values: Any) -> Any:
 def _eqx_conv(params: Any, padding: int, stride: int = 1) -> Any:
     """equinox keeps kernels as OIHW and images as CHW, one at a time."""
     *kernel, inputs, outputs = params.W.shape
-    module = eqx.nn.Conv2d(inputs, outputs, tuple(kernel), stride, padding, key=jax.random.key(0))
+    module = _empty(eqx.nn.Conv2d, inputs, outputs, tuple(kernel), stride, padding)
     bias = params.b[:, None, None]
     return _filled(module, weight=jnp.transpose(params.W, (3, 2, 0, 1)), bias=bias)
 
 
 def _eqx_dense(params: Any) -> Any:
     outputs, inputs = params.W.shape
-    module = eqx.nn.Linear(inputs, outputs, key=jax.random.key(0))
+    module = _empty(eqx.nn.Linear, inputs, outputs)
     return _filled(module, weight=params.W, bias=params.b)
 
 
