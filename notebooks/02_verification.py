@@ -827,8 +827,7 @@ GROUPS = {
     "1 + 10⁻⁴": ("scaled by 1.0001",),
     "1 + 10⁻⁵": ("scaled by 1.00001",),
 }
-kind, seed = mutants.KILLING_DRAWS[0]
-at = {rule.name: rule.draw(rules.generator(seed), kind) for rule in MUTATED}
+at = {rule.name: rule.draw(rules.generator(0), "normal") for rule in MUTATED}
 
 
 def seen_by(rule, run_manual):

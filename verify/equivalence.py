@@ -38,6 +38,7 @@ CHOICES = (
     "reduce_and",
     "reduce_or",
 )
+TURNED_BY_EQUALITY = {"gt": "made ge", "ge": "made gt", "lt": "made le", "le": "made lt"}
 EVEN = ("abs", "square", "cosh", "cos")
 
 
@@ -137,6 +138,15 @@ def _neutral(evidence: Evidence, events: list[Vanishing]) -> bool:
                 mine = event.place == evidence.mutant.place
                 found |= (value == 0 and (mine or name == "mul")) or (mine and value == 1)
     return found
+
+
+def _random(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """Random bits, 32 or more, are compared with a constant, and only equality matters."""
+    mutant = evidence.mutant
+    if not _unchanged(evidence, events) or TURNED_BY_EQUALITY.get(mutant.primitive) != mutant.kind:
+        return False
+    bits = np.asarray(events[0].before[0])
+    return bits.dtype.kind == "u" and bits.itemsize >= 4 and mutant.fixed[mutant.place][1]
 
 
 # --- reasons that are seen in the values ----------------------------------------------------
@@ -326,6 +336,10 @@ EQUIVALENT: dict[str, Class] = {
     ),
     "neutral operand": Class(
         "a setting of the rule is 1 or 0: a weight, a power or a factor that is left out", _neutral
+    ),
+    "random bits": Class(
+        "it turns where all bits of a random number are those of one number: of 2³² draws, one",
+        _random,
     ),
     "two forms of one function": Class(
         "both outcomes of the choice give the same function, which was tried: the choice is for "

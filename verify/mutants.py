@@ -262,7 +262,7 @@ def changes(equation: Any) -> Iterator[tuple[str, Change]]:
         yield "off by one", _rolled
     if name == "rev" and any(out.shape[axis] > 1 for axis in equation.params["dimensions"]):
         yield "dropped", _only_operand(0)
-    if name == "reduce_sum":
+    if name == "reduce_sum" and is_floating(out):
         axes = equation.params["axes"]
         yield "made a mean", _reduced("reduce_sum", mean=True)
         if axes:

@@ -216,12 +216,12 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
     """The rule of a random network: J, the gradient, and every intermediate between."""
     network, loss = case.used, case.loss
 
-    def gradient_only(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Outputs:
+    def gradient_only(params: Any, x: Any, y: Any, weights: Any, taken: Any = NOTHING) -> Outputs:
         settings: Any = {"network": network, "loss": loss, "weights": weights, **opened(taken)}
         total, grads = mbp.manual_value_and_grads(params, x, y, **settings)
         return {"J": total, **dict(reference.named_params(network, grads))}
 
-    def autodiff_only(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Outputs:
+    def autodiff_only(params: Any, x: Any, y: Any, weights: Any, taken: Any = NOTHING) -> Outputs:
         given = opened(taken)
 
         def total(params: Any) -> Any:
