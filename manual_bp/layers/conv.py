@@ -217,7 +217,7 @@ class Conv(Layer):
             stride=[axis.d for axis in axes],
             padding=[(axis.low, axis.high - axis.rest) for axis in axes],
             dilation=[axis.s for axis in axes],
-            example_groups=self.groups,
+            example_groups=self.groups,  # rather than groups: so XLA knows the form on GPUs
         )
         db = sum_over_examples(dout).astype(b.dtype) if self.bias else ()
         return Params(dW.astype(W.dtype), db), dx.astype(x.dtype)
@@ -226,8 +226,9 @@ class Conv(Layer):
         """W[k - 1 - q, c, o] as (q, o, c) within each group: (*kernel, O / groups, C)."""
         *kernel, c, features = W.shape
         o = features // self.groups
-        by_group = jnp.flip(W, range(len(kernel))).reshape(*kernel, c, self.groups, o)
-        return jnp.swapaxes(by_group, -3, -1).reshape(*kernel, o, self.groups * c)
+        by_group = W.reshape(*kernel, c, self.groups, o)
+        exchanged = jnp.swapaxes(by_group, -3, -1).reshape(*kernel, o, self.groups * c)
+        return jnp.flip(exchanged, range(len(kernel)))  # last: so XLA knows the form on GPUs
 
     def _axes(self, x: Any) -> list[Axis]:
         rank = len(per_axis(self.kernel))

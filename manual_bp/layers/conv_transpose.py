@@ -151,7 +151,7 @@ class ConvTranspose(Layer):
             (k - 1 - low, k - 1 - high)
             for k, (low, high) in zip(kernel, self._padding(), strict=True)
         ]
-        flipped_and_exchanged = jnp.swapaxes(jnp.flip(W, space), -2, -1)
+        flipped_and_exchanged = jnp.flip(jnp.swapaxes(W, -2, -1), space)
         dx = correlate(
             dout, flipped_and_exchanged, ("NSC", "SIO", "NSC"), stride=strides, padding=padding
         )
