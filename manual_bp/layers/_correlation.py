@@ -31,6 +31,7 @@ def correlate(
     dilation: Sequence[int] | None = None,
     groups: int = 1,
     example_groups: int = 1,
+    like: jax.Array | None = None,
 ) -> jax.Array:
     """out[i] = Σ_p x[stride·i + dilation·p - low] W[p], accumulated in at least float32.
 
@@ -47,6 +48,7 @@ def correlate(
         dilation: the distance of neighbours in the window.
         groups: into how many groups I divides the channels C of x; O is divided alike.
         example_groups: into how many groups N of x and O of W are divided.
+        like: what the result is sharded like, where examples are summed.
     """
     space = "DHW"[-(x.ndim - 2) :]
     of_x, of_W, of_out = (each.replace("S", space) for each in layout)
@@ -62,6 +64,8 @@ def correlate(
         feature_group_count=groups,
         batch_group_count=example_groups,
         preferred_element_type=accumulation_dtype(dtype),
+        # A mesh with Explicit axes asks for it.
+        out_sharding=None if like is None else jax.typeof(like).sharding,
     )
 
 

@@ -218,6 +218,7 @@ class Conv(Layer):
             padding=[(axis.low, axis.high - axis.rest) for axis in axes],
             dilation=[axis.s for axis in axes],
             example_groups=self.groups,  # rather than groups: so XLA knows the form on GPUs
+            like=W,
         )
         db = sum_over_examples(dout).astype(b.dtype) if self.bias else ()
         return Params(dW.astype(W.dtype), db), dx.astype(x.dtype)

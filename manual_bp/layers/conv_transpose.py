@@ -156,7 +156,7 @@ class ConvTranspose(Layer):
             dout, flipped_and_exchanged, ("NSC", "SIO", "NSC"), stride=strides, padding=padding
         )
         # dout's features take the place of examples, its examples that of the channels summed.
-        dW = correlate(dout, x, ("CSN", "ISO", "SCN"), dilation=strides, padding=padding)
+        dW = correlate(dout, x, ("CSN", "ISO", "SCN"), dilation=strides, padding=padding, like=W)
         dW = jnp.flip(dW, space).astype(W.dtype)
         db = sum_over_examples(dout).astype(b.dtype) if self.bias else ()
         return Params(dW, db), dx.astype(x.dtype)
