@@ -16,18 +16,25 @@ import manual_bp as mbp
 from manual_bp.layer import Layer
 from verify import rules, specs
 from verify.networks import Case, prediction_shape, with_dtype
+from verify.specification import LayerSpec
 
 
 @st.composite
 def layers(draw: st.DrawFn, shape: tuple[int, ...]) -> Layer:
     """A layer of any kind that has a spec and fits inputs of this shape; dense ones come first."""
-    kinds = sorted(specs.layers(), key=lambda spec: spec.layer is not mbp.Dense)
+    fitting = [spec for spec in specs.layers() if _fits(spec, shape)]
+    kinds = sorted(fitting, key=lambda spec: spec.layer is not mbp.Dense)
     spec = kinds[draw(st.integers(0, len(kinds) - 1))]
     for seed in range(draw(st.integers(0, 2**16)), 2**17):
         layer = spec.draw(rules.generator(seed), shape)
         if layer is not None:
             return layer
     raise AssertionError(f"{spec.layer.__name__} fits no input of shape {shape}")
+
+
+def _fits(spec: LayerSpec, shape: tuple[int, ...]) -> bool:
+    """Whether such a layer can be drawn: batch normalisation has no use for a batch of one."""
+    return any(spec.draw(rules.generator(seed), shape) is not None for seed in range(10))
 
 
 @st.composite
