@@ -13,6 +13,7 @@ arithmetic's business.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,31 @@ class Program:
         """Shape and dtype of each result of a function that returns them by name."""
         shapes = jax.tree.unflatten(self.structure, self.jaxpr.out_avals)
         return {name: (each.shape, each.dtype.name) for name, each in shapes.items()}
+
+    def products(self) -> int:
+        """How many products of two numbers its matrix products and convolutions take."""
+        return _products(self.jaxpr.jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        shapes = [getattr(atom.aval, "shape", ()) for atom in equation.invars]
+        if name == "dot_general":
+            summed = params["dimension_numbers"][0][0]
+            terms = math.prod(shapes[0][axis] for axis in summed)
+        elif name == "conv_general_dilated":
+            terms = math.prod(shapes[1]) // shapes[1][params["dimension_numbers"].rhs_spec[0]]
+        elif name in INNER:
+            inner = params[INNER[name]]
+            times = params["length"] if name == "scan" else 1
+            total += times * _products(getattr(inner, "jaxpr", inner))
+            continue
+        else:
+            continue
+        total += terms * math.prod(equation.outvars[0].aval.shape)
+    return total
 
 
 def trace(function: Callable[..., Any], *args: Any) -> Program:
