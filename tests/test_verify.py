@@ -3,6 +3,8 @@
 import ast
 import json
 import pathlib
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +70,9 @@ def test_the_budget_ends_a_run_and_the_report_says_so(capsys):
 def test_two_processes_find_what_one_finds():
     reports = [Report(), Report()]
     for jobs, report in enumerate(reports, start=1):
-        architectures.run(report, seed=3, numbers=list(range(24)), jobs=jobs)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            beside = pool if jobs > 1 else None
+            architectures.Networks(3, list(range(24)), beside).finish(report, float("inf"))
     one, two = ({n: level.counts for n, level in report.levels.items()} for report in reports)
     assert one == two
     assert one["L4 bounds"]["networks"] > 20

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 from verify import (
     accuracy,
@@ -19,9 +23,9 @@ from verify import (
     wrong_formulas,
 )
 from verify.levels import agreement, bad_input, edges, lattice, low_precision, mutation, structure
-from verify.report import Report
+from verify.report import Report, apart
 
-SHARE_OF_MUTANTS = 0.35
+SHARE_OF_MUTANTS = 0.5
 """Of the budget: mutants stop there, networks at its end."""
 
 
@@ -60,6 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     def numbers(count: int) -> list[int]:
         return list(range(count)) if trial is None else [trial]
 
+    mutants: dict[str, Any] = {
+        "seed": seed,
+        "per_rule": per_rule or sys.maxsize,
+        "compare_every": 4 if per_rule else 0,
+        "every_rule": not per_rule,
+    }
     stages: dict[str, Callable[[], None]] = {
         "no autodiff": lambda: no_autodiff.run(report, seed=seed, trials=3 if quick else 10),
         "structure": lambda: structure.run(report, every, seed=seed, cases=5 if quick else 25),
@@ -77,14 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         ),
         "accuracy": lambda: accuracy.run(report, seed=seed),
         "edges": lambda: edges.run(report),
-        "mutants": lambda: mutation.run(
-            report,
-            seed=seed,
-            per_rule=per_rule or sys.maxsize,
-            seconds=(SHARE_OF_MUTANTS if len(chosen) > 1 else 1) * options.budget,
-            compare_every=4 if per_rule else 0,
-            every_rule=not per_rule,
-        ),
+        "mutants": lambda: mutation.run(report, seconds=seconds_of_mutants, **mutants),
         "bad input": lambda: bad_input.run(report),
         "compiled": lambda: architectures.run_compiled(
             report, seed=seed, numbers=numbers(3 if quick else 25)
@@ -98,13 +101,27 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = [name for name in chosen if name not in stages]
     if unknown:
         parser.error(f"--only {unknown[0]!r} is none of {', '.join(stages)}")
-    networks = architectures.Networks(
-        seed, numbers(trials) if "networks" in chosen else [], options.jobs
-    )
-    for name in chosen:
-        stages[name]()
-    if "networks" in chosen:
-        networks.finish(report, started + options.budget)
+    seconds_of_mutants = (SHARE_OF_MUTANTS if len(chosen) > 1 else 1) * options.budget
+    with ExitStack() as stack:
+        pool = None
+        if options.jobs > 1 and {"networks", "mutants"} & set(chosen) and chosen != ["mutants"]:
+            # Spawned, since a forked JAX may hang.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(options.jobs - 1, context))
+        beside = []
+        if pool is not None and "mutants" in chosen:
+            settings = {"seconds": seconds_of_mutants, **mutants}
+            beside.append(pool.submit(apart, mutation.run, **settings))
+            stages["mutants"] = lambda: None
+        networks = architectures.Networks(
+            seed, numbers(trials) if "networks" in chosen else [], pool
+        )
+        for name in chosen:
+            stages[name]()
+        if "networks" in chosen:
+            networks.finish(report, started + options.budget)
+        for future in beside:
+            report.include(future.result())
     report.print()
     if options.json:
         report.write(options.json, trials=trials, seed=seed, quick=quick, only=chosen)

@@ -7,9 +7,8 @@ judged in exact fractions too (L2), and every few of the others with growing pre
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -149,20 +148,16 @@ class Networks:
     Args:
         seed: of the run.
         numbers: of the cases.
-        jobs: processes that work, this one among them.
+        pool: processes that work beside this one, None for none.
     """
 
-    def __init__(self, seed: int, numbers: list[int], jobs: int) -> None:
+    def __init__(self, seed: int, numbers: list[int], pool: Executor | None) -> None:
         self.seed, self.total = seed, len(numbers)
         self._chunks = [numbers[at : at + CHUNK] for at in range(0, len(numbers), CHUNK)]
-        self._pool = None
         self._handed: list[tuple[list[int], Future[Any]]] = []
-        if jobs > 1 and self._chunks:
-            # Spawned, since a forked JAX may hang; all at once, since it works while we do others.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(jobs - 1, context)
+        if pool is not None:  # all at once, since it works while we do others
             self._handed = [
-                (chunk, self._pool.submit(judge_numbers, seed, chunk)) for chunk in self._chunks
+                (chunk, pool.submit(judge_numbers, seed, chunk)) for chunk in self._chunks
             ]
             self._chunks = []
 
@@ -198,8 +193,6 @@ class Networks:
                 for _ in range(len(found) - shown):
                     advance()
                 shown = len(found)
-        if self._pool:
-            self._pool.shutdown()
         for number, findings in sorted(found, key=lambda each: each[0]):
             wrong = first_wrong(findings)
             failure = "" if wrong is None else explain(self.seed, number)
@@ -213,11 +206,6 @@ class Networks:
             + ("" if judged == self.total else f"; the budget ended it before {self.total}")
         )
         report.seconds["networks"] = time.perf_counter() - started
-
-
-def run(report: Report, *, seed: int, numbers: list[int], jobs: int = 1) -> None:
-    """Judge the cases of these numbers."""
-    Networks(seed, numbers, jobs).finish(report, float("inf"))
 
 
 def run_compiled(report: Report, *, seed: int, numbers: list[int]) -> None:

@@ -76,7 +76,7 @@ def _products(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        shapes = [getattr(atom.aval, "shape", ()) for atom in equation.invars]
+        shapes: list[Any] = [getattr(atom.aval, "shape", ()) for atom in equation.invars]
         if name == "dot_general":
             summed = params["dimension_numbers"][0][0]
             terms = math.prod(shapes[0][axis] for axis in summed)

@@ -122,7 +122,7 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
     loss = kinds[rng.integers(len(kinds))].draw(rng)
     if "L4 bounds" in specs.of_loss(loss).omitted:  # what is left to judge it takes small ones
         shape, depth = (min(batch, 8), min(features, 8)), min(depth, 2)
-    if rng.random() < 0.4:  # as in the notes
+    if rng.random() < 0.25:  # as in the notes
         return Case(draw_mlp(rng, shape, depth), loss, shape, "mean", (seed, number))
     images = rng.random() < 0.3
     if images:
@@ -138,7 +138,7 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
         loss = losses[rng.integers(len(losses))]
     network = draw_chain(rng, shape, depth, exact=exact)
     weighting = str(rng.choice(["mean", "given", "ones"], p=[0.7, 0.2, 0.1]))
-    not_training = network.inference() != network and rng.random() < 0.3
+    not_training = network.inference() != network and rng.random() < 0.5
     return Case(network, loss, shape, weighting, (seed, number), inference=not_training)
 
 
@@ -183,7 +183,7 @@ def draw_chain(rng: np.random.Generator, shape: Shape, depth: int, *, exact: boo
             depth += 1
         else:
             usual = mbp.Conv if images else mbp.Dense
-            often = last or rng.random() < (0.5 if images else 0.7)
+            often = last or rng.random() < (0.4 if images else 0.5)
             spec = of_kind[usual] if often else _any_kind(rng, kinds)
             layer = spec.draw(rng, shape)
         if layer is None or (exact and not specs.of_layer(layer).exact(layer)):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -58,6 +58,20 @@ class Level:
     def note(self, text: str) -> None:
         """A line to print under the tables."""
         self.notes.append(text)
+
+
+class Findings(NamedTuple):
+    """What a stage has found in a process of its own."""
+
+    levels: dict[str, Level]
+    seconds: dict[str, float]
+
+
+def apart(stage: Callable[..., None], **settings: Any) -> Findings:
+    """Run a stage on a report of its own that shows nothing."""
+    report = Report(Console(quiet=True))
+    stage(report, **settings)
+    return Findings(report.levels, report.seconds)
 
 
 class Report:
@@ -108,6 +122,11 @@ class Report:
     def failures(self) -> list[str]:
         """A line for each judgement that didn't hold."""
         return [line for level in self.levels.values() for line in level.reproducers]
+
+    def include(self, other: Findings) -> None:
+        """What another process has found."""
+        self.levels |= other.levels
+        self.seconds |= other.seconds
 
     def omit(self, family: str, level: str, why: str) -> None:
         """Say that a level doesn't apply to a family, and why."""

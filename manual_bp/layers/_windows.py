@@ -103,10 +103,11 @@ def check_settings(kind: str, window: Any, stride: Any, padding: Any) -> None:
             f"{kind}: window must be a tuple of 1 to 3 positive ints, one for each space axis, "
             f"such as (2, 2); got {window!r}."
         )
-    if stride is not None and not (_are_sides(stride) and len(stride) == len(window)):
+    fits = stride is None or _is_int(stride, 1)
+    if not fits and not (_are_sides(stride) and len(stride) == len(window)):
         raise TypeError(
             f"{kind}: stride must be a tuple of {len(window)} positive ints like the window "
-            f"{window}, or None for the window's own sides; got {stride!r}."
+            f"{window}, one int for every axis, or None for the window's own sides; got {stride!r}."
         )
     if isinstance(padding, str):
         if padding not in ("VALID", "SAME"):
@@ -124,7 +125,7 @@ def check_settings(kind: str, window: Any, stride: Any, padding: Any) -> None:
 
 
 def along_axes(
-    layer: Layer, x: Any, window: Sides, stride: Sides | None, padding: Padding
+    layer: Layer, x: Any, window: Sides, stride: int | Sides | None, padding: Padding
 ) -> list[Along]:
     """How the windows lie along each space axis of inputs like x; raise unless they fit."""
     check_floating(layer, x)
@@ -135,8 +136,9 @@ def along_axes(
             f"{layer!r}: x has shape {shape}, expected (m, {', '.join(names)}, C): examples first, "
             f"{rank} space {'axis' if rank == 1 else 'axes'}, channels last."
         )
+    steps = (stride,) * rank if isinstance(stride, int) else stride or window
     first, found = x.ndim - 1 - rank, []
-    for number, (side, step) in enumerate(zip(window, stride or window, strict=True)):
+    for number, (side, step) in enumerate(zip(window, steps, strict=True)):
         axis = first + number
         size = shape[axis]
         if padding == "SAME":

@@ -50,7 +50,8 @@ class AvgPool(Layer):
 
     Args:
         window: its sides, one for each of 1, 2 or 3 space axes.
-        stride: from one window to the next along each axis; the window's sides unless given.
+        stride: from one window to the next, along each axis or along all; the window's sides
+            unless given.
         padding: "VALID" for none, "SAME" for ⌈n/stride⌉ windows along each axis, or pairs
             (before, behind), one for each space axis.
         count_padding: whether padded places count, as zeros; else the mean is that of the others.
@@ -74,7 +75,7 @@ class AvgPool(Layer):
     """
 
     window: Sides
-    stride: Sides | None = None
+    stride: int | Sides | None = None
     padding: Padding = "VALID"
     count_padding: bool = True
 

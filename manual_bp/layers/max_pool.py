@@ -64,7 +64,8 @@ class MaxPool(Layer):
 
     Args:
         window: its sides, one for each of 1, 2 or 3 space axes.
-        stride: from one window to the next along each axis; the window's sides unless given.
+        stride: from one window to the next, along each axis or along all; the window's sides
+            unless given.
         padding: "VALID" for none, "SAME" for ⌈n/stride⌉ windows along each axis, or pairs
             (before, behind), one for each space axis.
 
@@ -87,7 +88,7 @@ class MaxPool(Layer):
     """
 
     window: Sides
-    stride: Sides | None = None
+    stride: int | Sides | None = None
     padding: Padding = "VALID"
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ SPECS = (
         samples=(
             (AvgPool((2, 3)), (2, 5, 6, 2)),  # a row is left over
             (AvgPool((3, 2), (2, 1)), (2, 5, 4, 1)),  # windows overlap along both axes
-            (AvgPool((3, 3), (2, 2), "SAME"), (1, 4, 4, 2)),
+            (AvgPool((3, 3), 2, "SAME"), (1, 4, 4, 2)),
             (AvgPool((3, 2), (2, 2), "SAME", count_padding=False), (2, 4, 3, 2)),
             (AvgPool((2, 2), (1, 1), ((1, 0), (0, 1)), count_padding=False), (2, 2, 2, 2)),
             (AvgPool((2,), (3,)), (2, 8, 3)),  # gaps between windows

@@ -15,6 +15,13 @@ from manual_bp.layers.max_pool import MaxPool
 from verify.specification import BadInput, Edge, LayerSpec, Shape, Tap
 
 
+def strides(layer: Any) -> tuple[int, ...]:
+    """The layer's stride along each axis in space."""
+    if layer.stride is None:
+        return layer.window
+    return layer.stride if isinstance(layer.stride, tuple) else (layer.stride,) * len(layer.window)
+
+
 def config(layer: Any, x: Any) -> dict[str, Any]:
     """The settings as lax.reduce_window takes them: every axis, pairs of padding."""
     rank = len(layer.window)
@@ -24,7 +31,7 @@ def config(layer: Any, x: Any) -> dict[str, Any]:
         padding = ((0, 0),) * before + padding + ((0, 0),)
     return {
         "window_dimensions": (1,) * before + layer.window + (1,),
-        "window_strides": (1,) * before + (layer.stride or layer.window) + (1,),
+        "window_strides": (1,) * before + strides(layer) + (1,),
         "padding": padding,
     }
 
@@ -41,7 +48,7 @@ def by_windows(layer: Any, x: np.ndarray, reduce: Any) -> np.ndarray:
     images = x.reshape(-1, *x.shape[-rank - 1 :])
     starts = []
     for axis, size in enumerate(images.shape[1:-1]):
-        side, step = layer.window[axis], (layer.stride or layer.window)[axis]
+        side, step = layer.window[axis], strides(layer)[axis]
         if layer.padding == "SAME":
             count = -(-size // step)
             first = -(max((count - 1) * step + side - size, 0) // 2)
@@ -232,7 +239,7 @@ SPECS = (
         samples=(
             (MaxPool((2, 3)), (2, 5, 6, 2)),  # a row is left over
             (MaxPool((3, 2), (2, 1)), (2, 5, 4, 1)),  # windows overlap along both axes
-            (MaxPool((3, 3), (2, 2), "SAME"), (1, 4, 4, 2)),
+            (MaxPool((3, 3), 2, "SAME"), (1, 4, 4, 2)),
             (MaxPool((2, 2), (1, 1), ((1, 0), (0, 1))), (2, 2, 2, 2)),
             (MaxPool((2,), (3,)), (2, 8, 3)),  # gaps between windows
             (MaxPool((3,), (1,), ((2, 1),)), (3, 2, 1)),
