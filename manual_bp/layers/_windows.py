@@ -104,7 +104,7 @@ def check_settings(kind: str, window: Any, stride: Any, padding: Any) -> None:
             f"such as (2, 2); got {window!r}."
         )
     fits = stride is None or _is_int(stride, 1)
-    if not fits and not (_are_sides(stride) and len(stride) == len(window)):
+    if not fits and not (_are_sides(stride) and len(stride) == len(window)):  # pyright: ignore[reportArgumentType]
         raise TypeError(
             f"{kind}: stride must be a tuple of {len(window)} positive ints like the window "
             f"{window}, one int for every axis, or None for the window's own sides; got {stride!r}."
