@@ -70,4 +70,7 @@ def show(title: str, rows: list[Row]) -> None:
         table.add_row(
             row.what, row.block, *amounts, f"[bold red]{ratio}[/]" if missed else ratio, target
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
