@@ -30,6 +30,8 @@
 # 7. Exercises, with a checker; solutions
 
 # %%
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -271,7 +273,7 @@ def three_backwards(layer, W, b, x, dout):
 rng = np.random.default_rng(0)
 for name, (k1, k2, stride, padding) in CASES.items():
     layer = mbp.Conv(5, (k1, k2), stride=stride, padding=padding)
-    W, b, x = integers(rng, k1, k2, 2, 5), integers(rng, 5), integers(rng, 3, 7, 6, 2)
+    W, b, x = integers(rng, k1, k2, 2, 5), integers(rng, 5), integers(rng, 3, 5, 4, 2)
     out_shape = jax.eval_shape(lambda: correlate(x, W, stride, padding)).shape
     dout = integers(rng, *out_shape)
     outs, gradients = jax.jit(three_backwards, static_argnums=0)(layer, W, b, x, dout)
@@ -634,11 +636,12 @@ for way in (edge_by_edge, two_terms, closed_form):
 #
 # **A test that cannot fail.** A common test differentiates `out.sum()`, so dout is all ones. Ones
 # lie on a straight line: the residuals, and the true $dx$, are zero (right panel). A backward pass
-# that returns zeros passes that test, and so does one without the term through the deviation.
+# that returns zeros passes that test, and so does one without the term through the deviation, even
+# when the judge is exact: the table is judged in fractions, against the closed form.
 
 # %%
 normalized = (x - x.mean(OVER)) * inverse_deviation(x)
-fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
+fig, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True, sharey=True)
 for axis, (name, error) in zip(
     axes, {"random": dout, "all ones": np.ones_like(x)}.items(), strict=True
 ):
@@ -649,7 +652,6 @@ for axis, (name, error) in zip(
     axis.vlines(u, fitted, v, color=RED, linewidth=2, label=r"residual: $dx / (\gamma r)$")
     axis.plot(u, v, "o", color=BLUE, label="dout", markersize=5)
     axis.set(xlabel=r"$\hat x$ (standard deviations)", ylabel="dout", title=f"dout is {name}")
-axes[1].set_ylim(-1, 3)
 axes[0].legend(fontsize=10)
 fig.suptitle("Batch norm's $dx$ is what a straight line leaves of the error")
 plt.show()
@@ -680,7 +682,7 @@ passes = {}
 print(f"{'backward pass':<36}{'dout all ones':<16}random dout")
 for name, backward in VARIANTS.items():
     passes[name] = [
-        judges.same(dx_of(backward), true_dx, gamma, beta, x, error, judge=judges.digits).ok
+        judges.same(backward, closed_form, gamma, x, r, error, judge=judges.rational).ok
         for error in (np.ones_like(x), dout)
     ]
     print(f"{name:<36}" + "".join(f"{'passes' if ok else 'fails':<16}" for ok in passes[name]))
@@ -789,18 +791,28 @@ assert (matrices["not training: network.inference()"][off_diagonal] == 0).all()
 #
 # `mbp.stack` repeats a block with parameters of its own, compiled once, and `mbp.intermediates`
 # gives the errors of all its steps from one walk back. A skip hands its error on to its body
-# unchanged, so the error that arrives at the body's convolution is $dA^{[l]}$ in all four.
+# unchanged, so the error that arrives at the body's convolution is $dA^{[l]}$ in all four. The
+# weights, too, are the same in all four.
 
 # %%
-DEPTH, CHANNELS = 48, 16
+DEPTH, CHANNELS = 48, 32
 deep_x = jnp.array(rng.normal(size=(8, 16, 16, CHANNELS)), jnp.float32)
 deep_y = jnp.array(rng.integers(10, size=8))
 body = (mbp.relu, mbp.Conv(CHANNELS, (3, 3)))
-STACKS = {  # block, where its convolution stands in it, colour
-    "plain": (mbp.sequential(*body), "2", BLUE),
-    "plain, normalised": (mbp.sequential(mbp.BatchNorm(), *body), "3", ORANGE),
-    "skip": (mbp.skip(mbp.sequential(*body)), "1.2", RED),
-    "skip, normalised": (mbp.skip(mbp.sequential(mbp.BatchNorm(), *body)), "1.3", GREEN),
+plain = mbp.sequential(mbp.stack(mbp.sequential(*body), DEPTH), mbp.Flatten(), mbp.Dense(10))
+(((_, conv),), _, dense) = jax.jit(plain.init)(jax.random.key(3), deep_x)
+norm = NormParams(jnp.ones((DEPTH, CHANNELS)), jnp.zeros((DEPTH, CHANNELS)))
+
+STACKS = {  # block, its parameters, where its convolution stands in it, colour
+    "plain": (mbp.sequential(*body), ((), conv), "2", BLUE),
+    "plain, normalised": (mbp.sequential(mbp.BatchNorm(), *body), (norm, (), conv), "3", ORANGE),
+    "skip": (mbp.skip(mbp.sequential(*body)), (((), conv),), "1.2", RED),
+    "skip, normalised": (
+        mbp.skip(mbp.sequential(mbp.BatchNorm(), *body)),
+        ((norm, (), conv),),
+        "1.3",
+        GREEN,
+    ),
 }
 variance = 1 + (1 - 1 / np.pi) * np.arange(DEPTH)
 FACTORS = {
@@ -811,19 +823,18 @@ FACTORS = {
 }
 
 
-def error_over_depth(block, place):
+def error_over_depth(block, params, place):
     """The root mean square of dA[l] for l = 1 ... DEPTH, by one walk."""
     network = mbp.sequential(mbp.stack(block, DEPTH), mbp.Flatten(), mbp.Dense(10))
-    params = jax.jit(network.init)(jax.random.key(3), deep_x)
-    steps = mbp.intermediates(params, deep_x, deep_y, network=network)
+    steps = mbp.intermediates(((params,), (), dense), deep_x, deep_y, network=network)
     return np.sqrt(np.mean(np.asarray(steps[f"dout1.1.{place}"]) ** 2, axis=(1, 2, 3, 4)))
 
 
 blocks = np.arange(1, DEPTH + 1)
 grown = {}
 fig, axis = plt.subplots(figsize=(9.5, 5))
-for name, (block, place, colour) in STACKS.items():
-    size = error_over_depth(block, place)
+for name, (block, params, place, colour) in STACKS.items():
+    size = error_over_depth(block, params, place)
     assert size.shape == (DEPTH,)
     # dA[l] has come through blocks l+1 ... DEPTH; block l+1 normalises A[l].
     theory = np.sqrt(np.append(np.cumprod(FACTORS[name][:0:-1])[::-1], 1.0))
@@ -844,9 +855,23 @@ assert grown["plain"] < 1 < grown["skip, normalised"] < 30
 assert grown["skip, normalised"] < grown["plain, normalised"] < grown["skip"]
 
 # %% [markdown]
-# The measured lines lie below the theory mostly because of the zeros around the images: a border
-# pixel was seen by fewer outputs (section 1), and the plain stack, which would keep its error
-# without borders, loses some in every block.
+# The plain stack, which should keep its error, loses some in every block. A reason is the border: a
+# pixel there was seen by fewer outputs (section 1), so the mean square that arrives through a body
+# is averaged over nine places of which some lie outside. With this counted, pixel by pixel:
+
+# %%
+average_of_nine = jnp.full((3, 3, 1, 1), 1 / 9)
+for name, kept in (("plain", 0), ("skip", 1)):
+    mean_square = jnp.ones((1, 16, 16, 1))
+    for _ in range(DEPTH - 1):
+        through_body = correlate(mean_square, average_of_nine, 1, ((1, 1), (1, 1)))
+        mean_square = kept * mean_square + through_body
+    expected = float(jnp.sqrt(mean_square.mean()))
+    print(f"{name:<6} measured {grown[name]:>10.3g}   theory with the border {expected:>10.3g}")
+
+# %% [markdown]
+# What remains is that theory is a mean over all draws of wide layers, and this is one draw of 32
+# channels.
 #
 # So a skip path is not enough to keep errors of one size, and neither is a norm. Together they are:
 # the norm makes the share of each body smaller as the path grows.
@@ -889,7 +914,7 @@ def train(network, epochs, rate, batch=64):
 
 
 resnet, lenet = mbp.resnet(widths=(16, 32), blocks=2), mbp.lenet()
-EPOCHS = 12
+EPOCHS = 8
 runs = {"ResNet": train(resnet, EPOCHS, 5e-3), "LeNet": train(lenet, EPOCHS, 5e-3)}
 for name, (_, params, _, losses, accuracies) in runs.items():
     count_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -897,7 +922,7 @@ for name, (_, params, _, losses, accuracies) in runs.items():
         f"{name}: {count_params} parameters, last loss {losses[-1]:.4f}, "
         f"test accuracy {accuracies[-1]:.1%}"
     )
-assert runs["ResNet"][-1][-1] > 0.98 and runs["LeNet"][-1][-1] > 0.94
+assert runs["ResNet"][-1][-1] > 0.98 and runs["LeNet"][-1][-1] > 0.9
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
@@ -945,7 +970,8 @@ assert alone < with_statistics
 # %% [markdown]
 # **The first layer's filters**, before training and after. A filter is shown as it is used, as a
 # correlation: where it is blue the image should be dark (0), where it is red bright. ResNet's are
-# followed by a norm, so their scale has no meaning; each is scaled to its largest weight.
+# followed by a norm, so their scale has no meaning; each is drawn relative to its largest weight.
+# Training has turned them only a little: the cosine between a filter before and after is near 1.
 
 # %%
 fig = plt.figure(figsize=(12, 5))
@@ -962,6 +988,10 @@ for part, name, columns in ((upper, "ResNet", 16), (lower, "LeNet", 6)):
             axis.spines[:].set_visible(False)
             if column == 0:
                 axis.set_ylabel(f"{name}\n{when}", rotation=0, ha="right", va="center")
+    W, V = (np.asarray(params[0].W).reshape(-1, columns) for params in runs[name][:2])
+    cosines = (W * V).sum(0) / np.sqrt((W**2).sum(0) * (V**2).sum(0))
+    print(f"{name}: cosines between {cosines.min():.2f} and {cosines.max():.2f}")
+    assert cosines.min() > 0.7
 fig.suptitle("Filters of the first convolution: 3×3 of ResNet, 5×5 of LeNet")
 plt.show()
 
@@ -974,28 +1004,31 @@ plt.show()
 # away; here it is the result. The network is `resnet.inference()`, so no other image has a part in
 # it. Autodiff must agree, by the judge of error bounds.
 
+
 # %%
-frozen = resnet.inference()
-
-
-@jax.jit
-def saliency(params, running, images, dout):
+@partial(jax.jit, static_argnums=0)
+def saliency(network, params, images, dout, **taken):
     """The gradient of sum(dout * logits) with respect to the pixels."""
-    _, residuals = frozen.forward(params, images, statistics=running)
-    return frozen.backward(params, residuals, dout)[1]
+    _, residuals = network.forward(params, images, **taken)
+    return network.backward(params, residuals, dout)[1]
 
 
-def saliency_by_autodiff(params, running, images, dout):
+def of_resnet(params, running, images, dout):
+    """Saliency of the ResNet when it isn't trained."""
+    return saliency(resnet.inference(), params, images, dout, statistics=running)
+
+
+def of_resnet_by_autodiff(params, running, images, dout):
     """The same by jax.vjp of the forward pass."""
 
     def forward(images):
-        return frozen.forward(params, images, statistics=running)[0]
+        return resnet.inference().forward(params, images, statistics=running)[0]
 
     return jax.vjp(forward, images)[1](dout)[0]
 
 
 one_digit = (trained, running, x_test[:1], jax.nn.one_hot(y_test[:1], 10))
-verdict = judges.same(saliency, saliency_by_autodiff, *one_digit)
+verdict = judges.same(of_resnet, of_resnet_by_autodiff, *one_digit)
 judged("saliency of one digit: library, autodiff", verdict)
 
 # %% [markdown]
@@ -1004,20 +1037,27 @@ judged("saliency of one digit: library, autodiff", verdict)
 # strongest other class and the true one. Where it is red, more ink speaks for the other class.
 
 # %%
-predicted = np.asarray(logits.argmax(-1))
 truth = np.asarray(y_test)
-rivals = np.asarray(jnp.where(jax.nn.one_hot(y_test, 10) > 0, -jnp.inf, logits).argmax(-1))
+
+
+def read(logits):
+    """The class that each digit is read as, and its strongest class but the true one."""
+    others = jnp.where(jax.nn.one_hot(y_test, 10) > 0, -jnp.inf, logits)
+    return np.asarray(logits.argmax(-1)), np.asarray(others.argmax(-1))
+
+
+predicted, rivals = read(logits)
 wrong = np.flatnonzero(predicted != truth)
 correct = np.array([np.flatnonzero((truth == c) & (predicted == c))[0] for c in (0, 3, 4, 5, 7, 9)])
 shown = np.concatenate([correct[: 9 - len(wrong[:4])], wrong[:4]])
 of_truth = jax.nn.one_hot(truth[shown], 10)
 of_difference = jax.nn.one_hot(rivals[shown], 10) - of_truth
 rows = [
-    saliency(trained, running, x_test[shown], dout)[..., 0] for dout in (of_truth, of_difference)
+    of_resnet(trained, running, x_test[shown], dout)[..., 0] for dout in (of_truth, of_difference)
 ]
 
 fig, axes = plt.subplots(3, len(shown), figsize=(13, 5.2))
-bound = max(float(jnp.abs(row).max()) for row in rows)
+bound = 4.0
 for column, index in enumerate(shown):
     axes[0, column].imshow(x_test[index, ..., 0], cmap="gray_r", vmin=0, vmax=1)
     right = predicted[index] == truth[index]
@@ -1032,15 +1072,32 @@ for axis in axes.flat:
 names = ("image", "logit of\nthe true class", "other class\n− true class")
 for axis, name in zip(axes[:, 0], names, strict=True):
     axis.set_ylabel(name, rotation=0, ha="right", va="center")
-fig.colorbar(drawn, ax=axes[1:], label="logit per unit of a pixel\n(white 0, black 1)", pad=0.01)
+unit = "logit per unit of a pixel\n(white 0, black 1)"
+fig.colorbar(drawn, ax=axes[1:], label=unit, pad=0.01, extend="both")
 fig.suptitle(f"Saliency of digits; {len(wrong)} of {len(truth)} test digits are misread")
 plt.show()
 
 # %% [markdown]
-# **What a saliency map does not say.** It is a derivative, so it speaks of small changes. From
-# $dx$ of the difference $d = \text{logit}_{\text{true}} - \text{logit}_{\text{other}}$ the
-# nearest image of another class should lie about $d / \|dx\|$ away, in the direction of $-dx$. Here
-# is how far one really has to go in that direction.
+# All maps share one scale, and those of misread digits are the stronger ones. LeNet misreads enough
+# digits to see whether this is more than chance: over the whole test set, misread digits tend to
+# lie where the logits change fast.
+
+# %%
+lenet_trained = runs["LeNet"][1]
+lenet_predicted, lenet_rivals = read(mbp.predict(lenet_trained, x_test, network=lenet))
+differences = jax.nn.one_hot(lenet_rivals, 10) - jax.nn.one_hot(y_test, 10)
+lenet_dx = saliency(lenet, lenet_trained, x_test, differences)
+lengths = np.sqrt(np.sum(np.asarray(lenet_dx) ** 2, axis=(1, 2, 3)))
+misread = lenet_predicted != truth
+for name, those in (("read right", ~misread), ("misread", misread)):
+    quartiles = ", ".join(f"{each:.1f}" for each in np.quantile(lengths[those], (0.25, 0.5, 0.75)))
+    print(f"{name:<11} {those.sum():>3} digits, quartiles of the norm of dx: {quartiles}")
+
+# %% [markdown]
+# **What a saliency map does not say.** It is a derivative, so it speaks of small changes. Let
+# $d = \text{logit}_{\text{true}} - \text{logit}_{\text{other}}$ and $dx$ its gradient. To first
+# order $d$ falls fastest along $-dx$, and is 0 at the distance $d / \|dx\|$. Here is how far one
+# really has to go in that direction.
 
 # %%
 right_ones = shown[predicted[shown] == truth[shown]]
@@ -1048,12 +1105,13 @@ right_ones = shown[predicted[shown] == truth[shown]]
 
 @jax.jit
 def differences_along(index, distances):
-    """d at these distances from an image, in the direction in which it falls fastest; |dx|."""
+    """d at these distances from an image, where it falls fastest at first; and |dx|."""
     pair = jax.nn.one_hot(y_test[index], 10) - jax.nn.one_hot(jnp.array(rivals)[index], 10)
-    dx = saliency(trained, running, x_test[index][None], pair[None])
+    dx = of_resnet(trained, running, x_test[index][None], pair[None])
     length = jnp.sqrt((dx**2).sum())
     images = x_test[index] - distances[:, None, None, None] * dx / length
-    return frozen.forward(trained, images, statistics=running)[0] @ pair, length
+    moved_logits, _ = resnet.inference().forward(trained, images, statistics=running)
+    return moved_logits @ pair, length
 
 
 distances = jnp.linspace(0, 4, 161)
@@ -1079,3 +1137,276 @@ axis.set_ylim(bottom=-12)
 axis.legend(fontsize=9.5, ncols=2)
 fig.suptitle("A saliency map is a tangent")
 plt.show()
+
+# %% [markdown]
+# The tangents touch at $t = 0$. Where the class changes they are off, some one way, some the other,
+# and farther on they say nothing: a saliency map tells what would matter *next*, not why the network
+# decided as it did.
+#
+# ## 7. Exercises
+#
+# Fill in what is `None` and run the cell. As committed, nothing is filled in. All arguments are
+# small integers, and all quotients by powers of 2, so that right answers are exact: the checker
+# asks for equality. Solutions follow at the end.
+
+
+# %%
+def hint(mine, right):
+    """What a wrong array has to do with the right one, if anything simple."""
+    if mine.shape != right.shape:
+        return f"its shape is {mine.shape}, expected {right.shape}"
+    if not np.isfinite(mine).all():
+        return "it has entries that are not finite"
+    if (mine[::-1] == right).all():
+        return "it is the right value back to front along the first axis"
+    factor = (mine * right).sum() / (right * right).sum()
+    if (mine == factor * right).all():
+        return f"it is {factor:.4g} times the right value"
+    return f"{(mine != right).sum()} of {right.size} entries are wrong"
+
+
+def check_answer(answer, arguments, right):
+    """Call the answer and name its first wrong result, in the order of `right`."""
+    try:
+        found = answer(*arguments)
+    except Exception as error:  # whatever the reader's code does
+        print(f"Your function raised {type(error).__name__}: {error}")
+        return False
+    for name, value in right.items():
+        if not isinstance(found, dict) or found.get(name) is None:
+            print(f"{name} is not filled in yet.")
+            return False
+        mine, expected = np.asarray(found[name]), np.asarray(value)
+        if mine.shape != expected.shape or not (mine == expected).all():
+            print(f"{name} is the first wrong one: {hint(mine, expected)}.")
+            return False
+    print("All right:", ", ".join(right))
+    return True
+
+
+# %% [markdown]
+# **Exercise 1.** The backward pass of a convolution along one axis, with stride 2 and one zero at
+# the low end: $\text{out}[i, o] = \sum_p \sum_c x[2i + p - 1, c]\, W[p, c, o]$. `x` is $(n, C)$,
+# `W` is $(3, C, O)$, `dout` $(n', O)$; there is one example. Loops are welcome.
+
+
+# %%
+def my_conv_backward(W, x, dout):
+    """dW and dx, of the shapes of W and x."""
+    dW = None
+    dx = None
+    return {"dW": dW, "dx": dx}
+
+
+W_1, x_1 = integers(rng, 3, 2, 4), integers(rng, 8, 2)
+PADDING_1 = ((1, 0),)
+dout_1 = integers(rng, 4, 4)
+
+
+def conv_1(W, x):
+    """The judge's own, by jax.lax."""
+    axes = ("NWC", "WIO", "NWC")
+    return jax.lax.conv_general_dilated(x[None], W, (2,), PADDING_1, dimension_numbers=axes)[0]
+
+
+dW_1, dx_1 = jax.vjp(conv_1, W_1, x_1)[1](dout_1)
+exercise_1 = ((W_1, x_1, dout_1), {"dW": dW_1, "dx": dx_1})
+solved_1 = check_answer(my_conv_backward, *exercise_1)
+
+
+# %% [markdown]
+# This is what the checker says of a solution that forgets the flip in $dW$:
+
+
+# %%
+def with_mistake(W, x, dout):
+    """dW back to front."""
+    return {"dW": dW_1[::-1], "dx": dx_1}
+
+
+assert not check_answer(with_mistake, *exercise_1)
+
+# %% [markdown]
+# **Exercise 2.** Batch norm that only subtracts the mean: $\text{out} = \gamma\,(x - \mu)$, with
+# $\gamma$ and $\mu = \langle x \rangle$ for each channel. `x` is $(8, C)$. Which of the two terms
+# of section 3 is left?
+
+
+# %%
+def my_mean_norm_backward(gamma, x, dout):
+    """dgamma, (C,), and dx, (8, C)."""
+    dgamma = None
+    dx = None
+    return {"dgamma": dgamma, "dx": dx}
+
+
+gamma_2, x_2, dout_2 = integers(rng, 3), integers(rng, 8, 3), integers(rng, 8, 3)
+dgamma_2, dx_2 = jax.vjp(lambda g, x: g * (x - x.mean(0)), gamma_2, x_2)[1](dout_2)
+exercise_2 = ((gamma_2, x_2, dout_2), {"dgamma": dgamma_2, "dx": dx_2})
+solved_2 = check_answer(my_mean_norm_backward, *exercise_2)
+
+
+# %% [markdown]
+# **Exercise 3.** Maximum pooling of $2 \times 2$ windows in which *all* of the largest share the
+# error equally, as the gradient of `jnp.max` has it. `x` is $(h, w)$ with even sides.
+
+
+# %%
+def my_max_pool_backward(x, dout):
+    """dx, (h, w), from dout, (h/2, w/2)."""
+    dx = None
+    return {"dx": dx}
+
+
+x_3, dout_3 = x_small, 3 * small_dout  # two windows with ties, of two and of four
+x_3 = x_3.at[0, 1].set(2).at[0, 2].set(1)
+
+
+def pool_3(x):
+    """The judge's own: jnp.max over the two axes of each window."""
+    return x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2).max((1, 3))
+
+
+exercise_3 = ((x_3, dout_3), {"dx": jax.vjp(pool_3, x_3)[1](dout_3)[0]})
+solved_3 = check_answer(my_max_pool_backward, *exercise_3)
+
+# %% [markdown]
+# **Exercise 4** (on paper).
+#
+# a. A convolution with a bias stands before a batch norm. What is $db$?
+#
+# b. What happens to the output of the batch norm, and to $dW$, when that convolution's $W$ is
+# multiplied by 2? (Take $\epsilon = 0$.)
+#
+# c. What share of the pixels gets no error at all through a $1 \times 1$ convolution of stride 2?
+#
+# d. The error at one pixel of the last of ten $3 \times 3$ convolutions (stride 1, no borders):
+# how many input pixels does it reach?
+#
+# <details>
+# <summary>Answers</summary>
+#
+# a. Zero. The norm takes any constant away, so nothing depends on $b$: $\sum_i dx_i = 0$ in section
+# 3. Hence `mbp.resnet` has `Conv(..., bias=False)` there.
+#
+# b. The output stays. $dW$ is halved: $r$ is, and $dx$ with it.
+#
+# c. Three quarters: the outputs see pixels with even row and column alone. ResNet's shortcuts have
+# such convolutions; the error of the other pixels comes through the body.
+#
+# d. $21 \times 21 = 441$: each convolution adds one on each side.
+#
+# </details>
+#
+# The same answers, computed: a in exact fractions, b in growing precision, c and d counted.
+
+
+# %%
+def sum_of_dx(gamma, x, r, dout):
+    """What arrives at the bias of a convolution in front of a batch norm."""
+    return closed_form(gamma, x, r, dout).sum(OVER)
+
+
+args = (gamma, x, r, dout_of_x := rng.normal(size=x.shape))
+verdict = judges.same(sum_of_dx, lambda g, x, r, d: jnp.zeros_like(g), *args, judge=judges.rational)
+judged("a. db is 0", verdict)
+
+
+def through_norm(W, x, dout):
+    """The output of a batch norm with eps = 0 after a 1×1 convolution W, and dW."""
+
+    def forward(W):
+        z = jnp.einsum("mijc,co->mijo", x, W)
+        return (z - z.mean(OVER)) / jnp.sqrt(z.var(OVER))
+
+    out, pull = jax.vjp(forward, W)
+    return out, pull(dout)[0]
+
+
+def through_norm_doubled(W, x, dout):
+    """The same of 2 W, its dW doubled."""
+    out, dW = through_norm(2 * W, x, dout)
+    return out, 2 * dW
+
+
+args = (rng.normal(size=(2, 2)), x, dout_of_x)
+judged(
+    "b. out stays, dW is halved",
+    judges.same(through_norm_doubled, through_norm, *args, judge=judges.digits),
+)
+
+layer = mbp.Conv(1, (1, 1), stride=2, bias=False)
+ones = jnp.ones((1, 8, 8, 1))
+_, residuals = layer.forward(ConvParams(ones[:, :1, :1], ()), ones)
+_, reached = layer.backward(ConvParams(ones[:, :1, :1], ()), residuals, jnp.ones((1, 4, 4, 1)))
+print(f"c. {float((reached == 0).mean()):.0%} of the pixels get no error")
+assert (reached == 0).mean() == 0.75
+
+layer = mbp.Conv(1, (3, 3), bias=False)
+error = jnp.zeros((1, 31, 31, 1)).at[0, 15, 15, 0].set(1)
+for _ in range(10):
+    params = ConvParams(jnp.ones((3, 3, 1, 1)), ())
+    _, error = layer.backward(params, layer.forward(params, error)[1], error)
+print(f"d. {int((error > 0).sum())} pixels are reached")
+assert (error > 0).sum() == 441
+
+# %% [markdown]
+# ### Solutions
+#
+# They run through the same checker.
+
+
+# %%
+def conv_backward_solution(W, x, dout):
+    """Exercise 1: every product of the forward pass, once for each of its two factors."""
+    dW, dx = np.zeros(W.shape), np.zeros(x.shape)
+    for i, p in np.ndindex(len(dout), len(W)):
+        j = 2 * i + p - 1
+        if 0 <= j < len(x):
+            dW[p] += np.outer(x[j], dout[i])
+            dx[j] += W[p] @ dout[i]
+    return {"dW": dW, "dx": dx}
+
+
+def mean_norm_backward_solution(gamma, x, dout):
+    """Exercise 2: the term through the mean; none through a deviation."""
+    dgamma = (dout * (x - x.mean(0))).sum(0)
+    return {"dgamma": dgamma, "dx": gamma * (dout - dout.mean(0))}
+
+
+def max_pool_backward_solution(x, dout):
+    """Exercise 3: the error of a window over the number of its largest, at each of them."""
+    windows = x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2)
+    largest = windows == windows.max((1, 3), keepdims=True)
+    shares = dout[:, None, :, None] * largest / largest.sum((1, 3), keepdims=True)
+    return {"dx": shares.reshape(x.shape)}
+
+
+assert check_answer(conv_backward_solution, *exercise_1)
+assert check_answer(mean_norm_backward_solution, *exercise_2)
+assert check_answer(max_pool_backward_solution, *exercise_3)
+
+# %% [markdown]
+# ## Sources
+#
+# - Y. LeCun, B. Boser, J. S. Denker et al., *Backpropagation applied to handwritten zip code
+#   recognition*, Neural Computation 1 (1989): convolutions trained by backpropagation.
+# - Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, *Gradient-based learning applied to document
+#   recognition*, Proceedings of the IEEE 86 (1998): LeNet.
+# - V. Dumoulin, F. Visin, *A guide to convolution arithmetic for deep learning* (2016),
+#   arXiv:1603.07285: padding, strides, and the zeros between.
+# - A. Odena, V. Dumoulin, C. Olah, *Deconvolution and checkerboard artifacts*, Distill (2016).
+# - M. Ranzato, F. J. Huang, Y.-L. Boureau, Y. LeCun, *Unsupervised learning of invariant feature
+#   hierarchies with applications to object recognition* (2007): maximum pooling.
+# - S. Ioffe, C. Szegedy, *Batch normalization* (2015), arXiv:1502.03167.
+# - K. He, X. Zhang, S. Ren, J. Sun, *Delving deep into rectifiers* (2015), arXiv:1502.01852: the
+#   initialisation; *Deep residual learning for image recognition* (2016), arXiv:1512.03385, and
+#   *Identity mappings in deep residual networks* (2016), arXiv:1603.05027: skip paths.
+# - G. Yang, J. Pennington, V. Rao, J. Sohl-Dickstein, S. S. Schoenholz, *A mean field theory of
+#   batch normalization* (2019), arXiv:1902.08129: why plain stacks with batch norm explode.
+# - S. De, S. L. Smith, *Batch normalization biases residual blocks towards the identity function in
+#   deep networks* (2020), arXiv:2002.10444: skip and norm together.
+# - K. Simonyan, A. Vedaldi, A. Zisserman, *Deep inside convolutional networks: visualising image
+#   classification models and saliency maps* (2014), arXiv:1312.6034.
+# - E. Alpaydin, C. Kaynak, *Optical recognition of handwritten digits*, UCI Machine Learning
+#   Repository (1998): the digits.
