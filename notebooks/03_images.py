@@ -17,9 +17,9 @@
 # A network for images is made of four parts whose backward passes people get wrong. This notebook
 # derives each from the question that every backward pass answers: *which outputs did this number
 # touch, and by how much?* Each formula is run in a few lines of `jnp` and compared with the layer
-# of `manual_bp` and with autodiff. No comparison has a tolerance: numbers are small integers, for
-# which right means equal, or a judge of `verify` decides (notebook 2 is about these). All outputs
-# are kept, so the notebook can be read without running anything.
+# of `manual_bp` and with autodiff. Gradients are compared without a tolerance: numbers are small
+# integers, for which right means equal, or a judge of `verify` decides (notebook 2 is about these).
+# All outputs are kept, so the notebook can be read without running anything.
 #
 # 1. Convolution: who touched whom
 # 2. Pooling: where the error goes
@@ -436,9 +436,9 @@ plt.show()
 # $$dx[p] = \sum_{\text{windows } j \text{ won by } p} \text{dout}[j].$$
 #
 # Where windows overlap, one pixel may win several and collects all their errors. At a **tie** the
-# maximum has a kink and no derivative. The convention here, and that of JAX, is that the first of
-# the largest, row by row, wins. (Any split of the error among them would be a subgradient;
-# exercise 3.) Ties are not rare: behind a relu whole windows are 0.
+# maximum has a kink and no derivative. The convention here, and that of `jax.lax.reduce_window`, is
+# that the first of the largest, row by row, wins. (Any split of the error among them would be a
+# subgradient; exercise 3.) Ties are not rare: behind a relu whole windows are 0.
 #
 # **Average.** Every pixel has the same share: $dx[p] = \sum_{j \ni p} \text{dout}[j] / k^2$ for
 # windows of $k \times k$.
@@ -776,7 +776,7 @@ assert (matrices["not training: network.inference()"][off_diagonal] == 0).all()
 # they meet on the way back:
 #
 # - **Body.** Each entry of $dA$ collects $9C$ products of an error and a weight, of mean square
-#   $9C \cdot 2/(9C) = 2$ times the error's; relu lets half of them through: a factor 1.
+#   $9C \cdot 2/(9C) = 2$ times the error's; relu lets half of the entries through: a factor 1.
 # - **Norm.** It adds the factor $r^2 = 1/\sigma^2$. (Of the two other terms little remains: they
 #   remove two directions of $n$.) With $\hat x$ standard normal, relu's output has mean square
 #   $\tfrac12$ and mean $1/\sqrt{2\pi}$. The convolution's output has then mean square
@@ -787,7 +787,7 @@ assert (matrices["not training: network.inference()"][off_diagonal] == 0).all()
 # - **Both.** Each block adds variance $1 - \tfrac1\pi$ to the path, so
 #   $\sigma_l^2 = \sigma_0^2 + (1 - \tfrac1\pi)\, l$, and the norm divides the body's error by it.
 #   The product of $1 + 1/\sigma_l^2$ grows like a *power* of depth, with exponent $\pi/(\pi - 1)$,
-#   and no longer exponentially. (De and Smith, 2020, show the same of the forward pass.)
+#   and no longer exponentially. (De and Smith, 2020, on the variance that grows linearly.)
 #
 # `mbp.stack` repeats a block with parameters of its own, compiled once, and `mbp.intermediates`
 # gives the errors of all its steps from one walk back. A skip hands its error on to its body
@@ -873,13 +873,13 @@ for name, kept in (("plain", 0), ("skip", 1)):
 # What remains is that theory is a mean over all draws of wide layers, and this is one draw of 32
 # channels.
 #
-# So a skip path is not enough to keep errors of one size, and neither is a norm. Together they are:
-# the norm makes the share of each body smaller as the path grows.
+# So a skip path alone lets errors explode, and so does a norm alone. Together they do not: the norm
+# makes the share of each body smaller as the path grows, and the error grows as a power of depth.
 #
 # ## 5. A ResNet on digits
 #
-# All parts together: `mbp.resnet` has these blocks, `mbp.lenet` the older design, convolution, tanh
-# and average pooling. Data are the 1797 digits of scikit-learn, $8 \times 8$ pixels, a quarter for
+# All parts together: `mbp.resnet` has such blocks, with two convolutions in each body, `mbp.lenet`
+# is the older design of convolution, tanh and average pooling. Data are the 1797 digits of scikit-learn, $8 \times 8$ pixels, a quarter for
 # testing. Each step is one `mbp.manual_pass`: loss, gradient, and the statistics that the batch
 # norms observed.
 
@@ -947,8 +947,8 @@ plt.show()
 # %% [markdown]
 # **Not training is another function.** Handed one digit at a time, the training network normalises
 # each digit by its own mean and variance, which it never did in training. The last norm then gives
-# every channel of every digit mean 0 and variance 1, and the average over the image, all that the
-# classifier sees, hardly tells one digit from another.
+# every channel of every digit mean 0 and variance 1 (before $\gamma$ and $\beta$), and relu's
+# average over the image, all that the classifier sees, hardly tells one digit from another.
 
 # %%
 _, trained, running, *_ = runs["ResNet"]
@@ -968,9 +968,10 @@ print(f"each digit's own:    {alone:.1%}")
 assert alone < with_statistics
 
 # %% [markdown]
-# **The first layer's filters**, before training and after. A filter is shown as it is used, as a
-# correlation: where it is blue the image should be dark (0), where it is red bright. ResNet's are
-# followed by a norm, so their scale has no meaning; each is drawn relative to its largest weight.
+# **The first layer's filters**, before training and after, as they are used: as correlations. A red
+# weight asks for ink at its place, a blue one for none. Each filter is drawn relative to its
+# largest weight.
+#
 # Training has turned them only a little: the cosine between a filter before and after is near 1.
 
 # %%
@@ -1078,9 +1079,9 @@ fig.suptitle(f"Saliency of digits; {len(wrong)} of {len(truth)} test digits are 
 plt.show()
 
 # %% [markdown]
-# All maps share one scale, and those of misread digits are the stronger ones. LeNet misreads enough
-# digits to see whether this is more than chance: over the whole test set, misread digits tend to
-# lie where the logits change fast.
+# All maps share one scale, and in the last row those of misread digits are among the strongest.
+# LeNet misreads enough digits to see whether this is more than chance: over the whole test set,
+# misread digits tend to lie where the logits change fast.
 
 # %%
 lenet_trained = runs["LeNet"][1]
@@ -1140,8 +1141,8 @@ plt.show()
 
 # %% [markdown]
 # The tangents touch at $t = 0$. Where the class changes they are off, some one way, some the other,
-# and farther on they say nothing: a saliency map tells what would matter *next*, not why the network
-# decided as it did.
+# and farther on they say nothing: a saliency map tells what would matter *next*, not why the
+# network decided as it did.
 #
 # ## 7. Exercises
 #
@@ -1215,7 +1216,7 @@ solved_1 = check_answer(my_conv_backward, *exercise_1)
 
 
 # %% [markdown]
-# This is what the checker says of a solution that forgets the flip in $dW$:
+# This is what the checker says when $dW$ is back to front:
 
 
 # %%
@@ -1258,7 +1259,7 @@ def my_max_pool_backward(x, dout):
     return {"dx": dx}
 
 
-x_3, dout_3 = x_small, 3 * small_dout  # two windows with ties, of two and of four
+x_3, dout_3 = x_small, 3 * small_dout  # three windows with ties: of two, two and four
 x_3 = x_3.at[0, 1].set(2).at[0, 2].set(1)
 
 
@@ -1281,7 +1282,7 @@ solved_3 = check_answer(my_max_pool_backward, *exercise_3)
 # c. What share of the pixels gets no error at all through a $1 \times 1$ convolution of stride 2?
 #
 # d. The error at one pixel of the last of ten $3 \times 3$ convolutions (stride 1, no borders):
-# how many input pixels does it reach?
+# how many input pixels can it reach?
 #
 # <details>
 # <summary>Answers</summary>
