@@ -879,9 +879,9 @@ for name, kept in (("plain", 0), ("skip", 1)):
 # ## 5. A ResNet on digits
 #
 # All parts together: `mbp.resnet` has such blocks, with two convolutions in each body, `mbp.lenet`
-# is the older design of convolution, tanh and average pooling. Data are the 1797 digits of scikit-learn, $8 \times 8$ pixels, a quarter for
-# testing. Each step is one `mbp.manual_pass`: loss, gradient, and the statistics that the batch
-# norms observed.
+# is the older design of convolution, tanh and average pooling. Data are the 1797 digits of
+# scikit-learn, $8 \times 8$ pixels, a quarter for testing. Each step is one `mbp.manual_pass`:
+# loss, gradient, and the statistics that the batch norms observed.
 
 
 # %%
