@@ -437,3 +437,17 @@ def test_networks_come_in_every_dtype_and_a_wrong_dtype_is_seen():
         return {name: each * (1 + 2.0**-7) for name, each in rule.manual(*args).items()}
 
     assert not judges.bounds(dataclasses.replace(rule, manual=off, _traced={}), args).ok
+
+
+def test_digits_judge_what_is_zero_in_truth():
+    """The gradient of Σ (x - mean): 0, or a rounding at either precision."""
+
+    def of_centred(x, dout):
+        return jax.vjp(lambda x: (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1), x)[1](dout)[0]
+
+    for seed in range(12):
+        x = generator(seed).normal(size=(7, 3)) + 1
+        zeros = lambda x, dout: jnp.zeros_like(x)  # noqa: E731
+        assert judges.same(zeros, of_centred, x, np.ones_like(x), judge=judges.digits).ok
+        small = lambda x, dout: jnp.full_like(x, 1e-12)  # noqa: E731
+        assert not judges.same(small, of_centred, x, np.ones_like(x), judge=judges.digits).ok

@@ -58,6 +58,8 @@ def digits(rule: Rule, args: tuple[Any, ...], precisions: tuple[int, ...] = (20,
     largest share of the decades that was not lost.
     """
     found = [_differences(rule, args, Multiprecision(each)) for each in precisions]
+    floats = [leaf for leaf in jax.tree.leaves(args) if np.asarray(leaf).dtype.kind == "f"]
+    largest = max((float(np.abs(leaf).max(initial=0)) for leaf in floats), default=1.0)
     entries = sum(each.entries for each in found[0].values())
     wrong, worst = "", 0.0
     gained = precisions[-1] - precisions[0]
@@ -65,8 +67,9 @@ def digits(rule: Rule, args: tuple[Any, ...], precisions: tuple[int, ...] = (20,
         first, last = found[0][name], found[-1][name]
         if last.apart == 0:
             continue
-        # A difference below the first precision's unit may be 0 there by luck.
-        before = max(first.apart, first.size * 10.0 ** -precisions[0])
+        # A difference below the first precision's unit may be 0 there by luck: the unit of the
+        # result, or of what it was computed from where the result is 0.
+        before = max(first.apart, (first.size or largest) * 10.0 ** -precisions[0])
         kept = np.inf
         if before > 0 and np.isfinite(before) and np.isfinite(last.apart):
             kept = 1 - float(np.log10(before) - np.log10(last.apart)) / gained
