@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         "forward": lambda: agreement.run_forward(report),
         "peers": lambda: peers.run(report, seed=seed),
         "lattice": lambda: lattice.run(
-            report, seed=seed, programs=3 if quick else 15, draws=10 if quick else 34
+            report, every, seed=seed, programs=2 if quick else 14, draws=10 if quick else 34
         ),
         "precision": lambda: low_precision.run(
             report,

@@ -7,6 +7,7 @@ same bits, kinks and ties included. Compiling is what costs: many draws for each
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -46,6 +47,42 @@ def networks(count: int, seed: int) -> list[Rule]:
     if len(found) < count:
         raise RuntimeError(f"{len(found)} of {count} networks found whose numbers stay exact")
     return found
+
+
+def samples(every: list[Rule], seed: int) -> list[Rule]:
+    """The rules whose numbers stay exact, as far as two draws tell."""
+    return [
+        rule
+        for rule in every
+        if rule.exact
+        and all(
+            is_exact_in_float32(rule, rule.draw(generator(seed, draw), "lattice"))
+            for draw in range(2)
+        )
+    ]
+
+
+def together(every: list[Rule]) -> Rule:
+    """One rule of many: its arguments are theirs in a tuple, its results theirs by number."""
+
+    def all_of(which: str) -> Any:
+        def run(*args: Any) -> Any:
+            return {
+                f"{number} {name}": value
+                for number, (rule, own) in enumerate(zip(every, args, strict=True))
+                for name, value in getattr(rule, which)(*own).items()
+            }
+
+        return run
+
+    return Rule(
+        name="all samples",
+        family="",
+        manual=all_of("manual"),
+        autodiff=all_of("autodiff"),
+        draw=lambda rng, kind: tuple(rule.draw(rng, kind) for rule in every),
+        exact=True,
+    )
 
 
 def most_units(layer: Any) -> int:
@@ -89,36 +126,51 @@ def _fits(numbers: np.ndarray) -> np.ndarray:
     return (np.abs(whole) <= LARGEST / FINEST) & (whole == np.round(whole))
 
 
-def differing(rule: Rule, draws: int, seed: int) -> tuple[int, int]:
-    """(draws in which a bit differs, entries compared), over compiled programs."""
+def differing(rule: Rule, draws: int, seed: int) -> tuple[Counter[str], int]:
+    """(in how many draws a bit of each result differs, entries compared), compiled."""
     manual, autodiff = jax.jit(rule.manual), jax.jit(rule.autodiff)
-    wrong = entries = 0
+    wrong: Counter[str] = Counter()
+    entries = 0
     for draw in range(draws):
         args = jax.tree.map(_as_float32, rule.draw(generator(seed, draw), "lattice"))
         ours, theirs = manual(*args), autodiff(*args)
-        same = True
         for name in theirs:
             one, other = np.asarray(ours[name]), np.asarray(theirs[name])
             entries += other.size
             # -0 and +0 are the same number; NaN on both sides would be no evidence.
-            same &= bool(np.array_equal(one, other))
-        wrong += not same
-    return wrong, entries
+            wrong[name] += not np.array_equal(one, other)
+    return +wrong, entries
 
 
-def run(report: Report, *, seed: int, programs: int, draws: int) -> None:
-    """Compile this many networks and judge each on this many draws."""
+def run(report: Report, every: list[Rule], *, seed: int, programs: int, draws: int) -> None:
+    """Compile all samples at once and this many networks, and judge each on this many draws."""
     level = report.level("L1 lattice", "compiled float32 on integers: bits that differ", "0")
     total = 0
-    with report.working("lattice", programs) as advance:
+
+    def judge(rule: Rule, wrong: Counter[str], family: str) -> None:
+        worst = max(wrong.values(), default=0)
+        for draw in range(draws):
+            failure = f"{rule}, seed {seed}: {', '.join(wrong)}"
+            level.judged(draw >= worst, float(worst), failure, family)
+
+    with report.working("lattice", programs + 1) as advance:
+        exact = samples(every, seed)
+        wrong, entries = differing(together(exact), draws, seed)
+        total += entries
+        for number, rule in enumerate(exact):
+            own = {name: n for name, n in wrong.items() if name.startswith(f"{number} ")}
+            judge(rule, Counter(own), rule.family)
+        advance("all samples")
         found = networks(programs, seed)
         for rule in found:
             wrong, entries = differing(rule, draws, seed)
             total += entries
-            for draw in range(draws):
-                level.judged(draw >= wrong, float(wrong), f"{rule}, seed {seed}", "networks")
+            judge(rule, wrong, "networks")
             advance(rule.name[:60])
-    level.note(f"{2 * len(found)} compilations, {len(found)} networks, {total} entries compared")
+    level.note(
+        f"{draws * (len(found) + 1)} draws over {2 * len(found) + 2} compilations: "
+        f"{len(found)} networks, and {len(exact)} samples at once; {total} entries compared"
+    )
 
 
 def _as_float32(leaf: Any) -> Any:
