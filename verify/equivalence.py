@@ -309,6 +309,21 @@ def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
     return evidence.shows_beyond()
 
 
+def _infinity(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """All that changes is infinite, and stays so; nothing shows where it is used either."""
+    if not events or evidence.mutant.depends:
+        return False
+    for event in events:
+        for before, after in zip(event.before, event.after, strict=True):
+            apart = differs(before, after, 0)
+            if np.asarray(before).dtype != object and apart.any():
+                return False
+            for a, b in zip(np.asarray(before)[apart], np.asarray(after)[apart], strict=True):
+                if not (math.isinf(a) and math.isinf(b)):
+                    return False
+    return not evidence.shows_beyond()
+
+
 def _chooses(event: Vanishing) -> bool:
     """Whether an equation chooses between values, or multiplies by a 1 that is so chosen."""
     name = event.equation.primitive.name
@@ -363,6 +378,10 @@ EQUIVALENT: dict[str, Class] = {
         "a selection, a factor 0 or a maximum leaves out what changes; elsewhere it is used, and "
         "the same",
         _left_out,
+    ),
+    "sign of infinity": Class(
+        "it is infinite and is divided by: 1/∞ and 1/(-∞) are 0, as was tried where it is used",
+        _infinity,
     ),
     "guard": Class(
         "it acts on infinities, NaN, overflow, zero vectors or invalid classes only, where it was "
