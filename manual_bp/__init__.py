@@ -41,6 +41,8 @@ from manual_bp.gradients import manual_value_and_grads as manual_value_and_grads
 from manual_bp.gradients import predict as predict
 from manual_bp.layers.avg_pool import AvgPool as AvgPool
 from manual_bp.layers.batch_norm import BatchNorm as BatchNorm
+from manual_bp.layers.batch_norm import FrozenBatchNorm as FrozenBatchNorm
+from manual_bp.layers.batch_norm import Statistics as Statistics
 from manual_bp.layers.conv import Conv as Conv
 from manual_bp.layers.conv_transpose import ConvTranspose as ConvTranspose
 from manual_bp.layers.dense import Dense as Dense

@@ -73,9 +73,10 @@ def manual_pass(
         loss: SoftmaxCrossEntropy() unless given.
         weights: one for each prediction, (m,) or (m, T), in the unit of the loss: J is their
             weighted sum. By default one over the number of predictions that count: J is the mean.
-            Ones give the notes' dZ, in which row i is the error of example i alone. A prediction
-            of weight 0 contributes exactly 0, also where its target is invalid or its input isn't
-            finite (non-finite inputs of weight 0 are read as 0).
+            Ones give the notes' dZ, in which row i is the error of example i alone. The loss
+            of a prediction of weight 0 contributes exactly 0, also where its target is invalid or
+            its input isn't finite (non-finite inputs of weight 0 are read as 0). A layer that mixes
+            examples still sees that input: BatchNorm(masked=True) takes mask=weights != 0 too.
         **taken: what the network takes by name: key=..., mask=..., statistics=...
 
     Returns:

@@ -222,11 +222,14 @@ class Combinator(Layer):
                 f"got a {given}. Make them with network.init(key, x)."
             )
         if "statistics" in taken:
-            given = taken["statistics"]
-            if not isinstance(given, tuple) or len(given) != count:
+            statistics = taken["statistics"]
+            if not isinstance(statistics, tuple) or len(statistics) != count:
+                given = type(statistics).__name__
+                if isinstance(statistics, tuple | list):
+                    given += f" of {len(statistics)}"
                 raise ValueError(
                     f"statistics must be nested like the network: a tuple of {count}, as "
-                    f"manual_pass(...).observed is; got {type(given).__name__}."
+                    f"manual_pass(...).observed is; got a {given}."
                 )
 
 

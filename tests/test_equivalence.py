@@ -1,9 +1,11 @@
 """Why a mutant computes the same function: one that does, for each reason, and one that doesn't."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import manual_bp as mbp
 from verify import rules
 from verify.mutants import Bench
 from verify.rules import Rule
@@ -120,3 +122,41 @@ def test_a_number_is_not_infinity_however_many_digits_pass_for_rounding():
     numbers = np.array([1, np.inf, np.nan, np.inf], object)
     others = np.array([1 + 1e-50, 3, np.nan, np.inf], object)
     assert list(differs(numbers, others, 1e-40)) == [False, True, False, False]
+
+
+def of_kind(rule, primitive, kind, function=""):
+    bench = Bench(rule)
+    found = [
+        bench.judge(mutant)
+        for mutant in bench.mutants()
+        if (mutant.primitive, mutant.kind) == (primitive, kind) and function in mutant.function
+    ]
+    assert found
+    return {"killed" if each.killed else each.equivalent for each in found}
+
+
+def test_random_bits_hardly_ever_equal_a_threshold_and_often_a_coarse_one():
+    dropout = rules.of_layer(mbp.Dropout(0.5), (5, 4))
+    assert of_kind(dropout, "ge", "made gt") == {"random bits"}
+    assert of_kind(dropout, "ge", "made le") == {"killed"}
+
+    def coarse(seed, x):
+        bits = jax.random.bits(jax.random.key(seed), x.shape, jnp.uint8) // 16
+        return {"y": jnp.where(bits >= 8, x, 0)}
+
+    def draw(rng, kind):
+        return np.uint32(rng.integers(2**32)), rules.numbers(rng, kind, (4, 3))
+
+    assert of_kind(Rule("coarse", "test", coarse, coarse, draw), "ge", "made gt") == {"killed"}
+
+
+def test_the_sign_of_an_infinity_that_is_divided_by_and_of_one_that_is_not():
+    cosine = rules.of_loss(mbp.CosineSimilarity(), (5, 4))  # no zero vector among its draws
+    found = of_kind(cosine, "broadcast_in_dim", "scaled by -1", "_length")
+    assert found == {"sign of infinity", "killed"}
+
+    def shown(x):
+        return jnp.where(x == 0.7, jnp.inf, x)
+
+    found = outcomes(shown, "broadcast_in_dim", "scaled by -1", draw=narrow)
+    assert "sign of infinity" not in found

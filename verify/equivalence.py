@@ -39,6 +39,7 @@ CHOICES = (
     "reduce_or",
 )
 TURNED_BY_EQUALITY = {"gt": "made ge", "ge": "made gt", "lt": "made le", "le": "made lt"}
+PASSED_ON = ("select_n", "broadcast_in_dim", "convert_element_type", "reshape")
 EVEN = ("abs", "square", "cosh", "cos")
 
 
@@ -310,9 +311,18 @@ def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
 
 
 def _infinity(evidence: Evidence, events: list[Vanishing]) -> bool:
-    """All that changes is infinite, and stays so; nothing shows where it is used either."""
-    if not events or evidence.mutant.depends:
+    """All that changes is infinite, and stays so, on its way to divisions alone."""
+    mutant = evidence.mutant
+    if not events or mutant.depends:
         return False
+    ahead, seen = set(mutant.users), set()
+    while ahead:
+        name, place = ahead.pop()
+        if name in PASSED_ON and place not in seen:
+            seen.add(place)
+            ahead |= mutant.users_of[place]
+        elif name not in (*PASSED_ON, "div"):
+            return False
     for event in events:
         for before, after in zip(event.before, event.after, strict=True):
             apart = differs(before, after, 0)
@@ -380,7 +390,7 @@ EQUIVALENT: dict[str, Class] = {
         _left_out,
     ),
     "sign of infinity": Class(
-        "it is infinite and is divided by: 1/∞ and 1/(-∞) are 0, as was tried where it is used",
+        "it is infinite and used in divisions alone, where 1/∞ and 1/(-∞) are 0",
         _infinity,
     ),
     "guard": Class(

@@ -71,6 +71,8 @@ class Mutant:
     """What it is a mutant of: other targets may be traced to another program."""
     fixed: dict[Place, tuple[bool, ...]] = field(repr=False, compare=False)
     """Which operands are constants of the program, for every equation."""
+    users_of: dict[Place, frozenset[tuple[str, Place]]] = field(repr=False, compare=False)
+    """The users of every equation's result."""
 
     def __str__(self) -> str:
         where = ".".join(map(str, self.place))
@@ -313,6 +315,7 @@ def mutants(program: Program, args: Any) -> list[Mutant]:
             not (place in fixed and all(fixed[place])),
             program,
             fixed,
+            users,
         )
         for place, equation in seen.items()
         if place in users

@@ -45,9 +45,12 @@ def check_stacked(layer: Layer, depth: int, what: str, tree: Tree) -> None:
         shape = jnp.shape(leaf)
         if shape[:1] != (depth,):
             place = jax.tree_util.keystr(path)
+            advice = "Make params with network.init(key, x)."
+            if what == "statistics":
+                advice = "Give an average of manual_pass(...).observed, which is stacked alike."
             raise ValueError(
                 f"{layer!r}: {what}{place} has shape {shape}, expected a first axis of {depth}, "
-                f"an entry for each step. Make params with network.init(key, x)."
+                f"an entry for each step. {advice}"
             )
 
 

@@ -25,11 +25,11 @@ def check_channels(layer: Layer, x: Any, axes: int = 1) -> None:
         axes: how many it must have.
     """
     check_floating(layer, x)
-    if x.ndim < axes or 0 in x.shape:
+    if x.ndim < axes or 0 in x.shape[1 if x.ndim > 1 else 0 :]:  # a batch may be empty
         expected = {1: "(..., C)", 2: "(m, ..., C)"}[axes]
         raise ValueError(
             f"{layer!r}: x has shape {tuple(x.shape)}, expected {expected} with channels last and "
-            "no empty axis."
+            "no empty axis but the examples'."
         )
 
 

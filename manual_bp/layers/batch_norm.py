@@ -37,6 +37,9 @@ alone. For the others out = 0, hence dx = 0, and no error that arrives there goe
 is in them, NaN too, no other number changes. If one position counts, all is finite: σ² = 0,
 out = β, dx = 0. If none does, there are no statistics: those observed, and dγ, are NaN.
 
+A weight of 0, or an ignored class, silences an example's loss alone: it stays in the statistics,
+unless mask=weights != 0 takes it out.
+
 Over devices.  Where each device holds a part of the batch and the code of one (shard_map, or vmap
 with axis_name), Σ_i in μ and σ² runs over all devices (psum). Then out on every device depends on
 x_i through μ and σ², so in dx, too, Σ g and Σ g x̂ are of all devices: steps 1 to 3 hold with n the
@@ -192,6 +195,11 @@ class BatchNorm(Layer):
         """n, how many values of a channel count, on all devices."""
         if mask is None:
             n = self._over_devices(math.prod(x.shape[:-1]))
+            if n == 0:
+                raise ValueError(
+                    f"{self!r}: x has shape {tuple(x.shape)}, no position at all: there is no "
+                    "mean. network.inference() with statistics=... takes any batch."
+                )
             if n == 1:
                 raise ValueError(
                     f"{self!r}: x has shape {tuple(x.shape)}, one position in all: its variance is "

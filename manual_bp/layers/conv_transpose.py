@@ -16,7 +16,8 @@ padded with (low, high) zeros, and correlated with the filter:
                                                          or (k - 1, s - 1) where s ≥ k
 
 As in jax.lax.conv_transpose and flax.linen.ConvTranspose, by default: the filter (*kernel, C, O) is
-not flipped, and pairs are the padding of e itself. So at stride 1 this is Conv. What other
+not flipped, and pairs are the padding of e itself. So at stride 1, with the same
+pairs, this is Conv; but "VALID" pads by k - 1 here, and "SAME" puts the odd zero before. What other
 libraries call a transposed convolution, the dx of a Conv, is this with the filter flipped in space.
 
 Backward, given dout:

@@ -4,7 +4,8 @@
     dx_pc = dout_c / N
 
 Derivation.  ∂out_c/∂x_pd = [c = d]/N at every place p: the error of a channel is shared evenly.
-Backward keeps the shape alone. Sums are taken in at least float32.
+Backward keeps the shape alone. Sums and quotients are taken in at least float32: N may be more than
+a half-precision number holds.
 
 Shapes  x, dx: (m, n₁, ..., n_d, C), d ≥ 1, N = n₁ ... n_d; out, dout: (m, C)
 Source  Lin, Chen & Yan (2013), Network in network, arXiv:1312.4400
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
-from manual_bp.layer import Layer, Static, accumulation_dtype
+from manual_bp.layer import Layer, Static, accumulation_dtype, check_taken
 
 
 class Residuals(NamedTuple):
@@ -55,6 +56,7 @@ class GlobalAvgPool(Layer):
         return ()
 
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         self._check(x)
         mean = x.mean(tuple(range(1, x.ndim - 1)), dtype=accumulation_dtype(x))
         return mean.astype(x.dtype), Residuals(Static(tuple(x.shape)))
@@ -64,7 +66,7 @@ class GlobalAvgPool(Layer):
     ) -> tuple[tuple[()], jax.Array]:
         shape = residuals.shape.value
         places = math.prod(shape[1:-1])
-        share = dout / places
+        share = (dout.astype(accumulation_dtype(dout)) / places).astype(dout.dtype)
         return (), jnp.broadcast_to(jnp.expand_dims(share, tuple(range(1, len(shape) - 1))), shape)
 
     def _check(self, x: Any) -> None:

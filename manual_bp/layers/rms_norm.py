@@ -18,7 +18,7 @@ Derivation.  With s = ⟨x²⟩, ∂s/∂x_i = 2 x_i/C and r = (s + ε)^(-½) ha
     ∂x̂_j/∂x_i = r δ_ij + x_j ∂r/∂x_i = r (δ_ij - x̂_i x̂_j/C),
 
 symmetric in i and j; contract it with g. It is layer normalisation's without the mean, and there is
-no ⟨g⟩ either. To check by eye: x · dx = ε r² x · g, 0 but for ε, since out ignores the length of x;
+no ⟨g⟩ either. To check by eye: x · dx = ε r³ x · g, 0 but for ε, since out ignores the length of x;
 and at x = 0, dx = g/√ε.
 
 Backward keeps x as it came, which in half precision is exact where a rounded x̂ isn't, and which

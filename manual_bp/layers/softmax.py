@@ -15,8 +15,9 @@ exponential exceeds 1. Backward keeps a alone, which is out.
 
 At x_i = -inf, a class that is ruled out, a_i = 0 and dx_i = 0, and the others are as if it weren't
 there. A vector of -inf alone has no softmax: all of a and dx is NaN, as in JAX; so it is where an
-x_i is +inf or NaN. Where a_i rounds to 1, its own derivative a_i (1 - a_i) is lost, as in autodiff;
-a loss that takes logits (SoftmaxCrossEntropy) or LogSoftmax loses nothing.
+x_i is +inf or NaN. Where a_i rounds to 1, its own derivative a_i (1 - a_i) is lost, as in autodiff.
+LogSoftmax, and SoftmaxCrossEntropy of logits, keep log a_i there; 1 - a_i, at most a unit roundoff,
+is lost in their errors too.
 
 float16 and bfloat16 are computed in float32 and rounded once.
 

@@ -10,9 +10,10 @@ Backward.  A block of the same shape passes the error on as it is and adds its b
 
     dx = dout + df,    so    ∂J/∂x_l = ∂J/∂x_L + Σ_{i≥l} (the errors of the bodies between)
 
-and the error of the last block reaches the first whatever the bodies do: no product of Jacobians
-has to stay near 1. That the skip path is free of activation and normalisation is what makes the sum
-exact; He et al. (2016b) compare the arrangements.
+so that within a stage the error of the last block reaches the first whatever the bodies do: no
+product of Jacobians has to stay near 1. Between stages it passes a(x) and the 1×1 convolution: one
+Jacobian for each change of shape, not one for each block. That the skip path is free of activation
+and normalisation is what makes the sum exact; He et al. (2016b) compare the arrangements.
 """
 
 from __future__ import annotations
@@ -58,12 +59,14 @@ def resnet(classes: int = 10, widths: Sequence[int] = (16, 32, 64), blocks: int 
         >>> predict(params, x, network=network, statistics=step.observed).shape
         (3, 10)
     """
-    widths = tuple(widths)
-    for name, values in (("widths", widths), ("blocks", (blocks,))):
-        if not values or not all(isinstance(n, int) and n > 0 for n in values):
+    for name, given in (("widths", widths), ("blocks", blocks)):
+        values = tuple(given) if isinstance(given, tuple | list) else (given,)
+        fits = isinstance(given, tuple | list) == (name == "widths") and len(values) > 0
+        if not fits or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in values):
+            wanted = "a tuple of positive ints" if name == "widths" else "a positive int"
             raise TypeError(
-                f"resnet: {name} must be positive integers, as in resnet(widths=(16, 32), "
-                f"blocks=2); got {widths if name == 'widths' else blocks!r}."
+                f"resnet: {name} must be {wanted}, as in resnet(widths=(16, 32), blocks=2); got "
+                f"{given!r}."
             )
     layers: list[Layer] = [Conv(widths[0], (3, 3), bias=False)]
     for stage, width in enumerate(widths):

@@ -168,7 +168,7 @@ ERRORS = (
         "batch norm: no examples",
         _given(BatchNorm(), (0, 4)),
         ValueError,
-        ("x has shape (0, 4)", "no empty axis"),
+        ("x has shape (0, 4)", "no position at all", "network.inference()"),
     ),
     BadInput(
         "batch norm: integers",
