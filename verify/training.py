@@ -86,7 +86,7 @@ RESNET = Task(
     _resnet_logits,
     (8, 8, 1),
     5e-3,
-    300,
+    160,
     20,
     0.98,
 )
