@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import Layer, Tree
+from manual_bp.layer import Layer, Tree, check_taken
 
 Initializer = Callable[..., jax.Array]
 
@@ -64,6 +64,7 @@ class Activation(Layer):
         return dout * kept
 
     def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, Tree]:
+        check_taken(self, taken)
         check_floating(self, x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         kept = jax.tree.map(

@@ -196,6 +196,20 @@ def test_given_too_much_or_too_little_a_network_says_what_it_takes(taken, says):
         assert text in str(error.value)
 
 
+LEAVES = [
+    spec.samples[0] for spec in specs.layers() if not isinstance(spec.samples[0][0], Combinator)
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LEAVES, ids=lambda each: str(each))
+def test_given_too_much_a_layer_says_what_to_leave_out(layer, shape):
+    x = jnp.ones(shape)
+    taken = {name: layer.stand_in(name, x) for name in layer.takes}
+    params = layer.init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match="leave out nonsense"):
+        layer.forward(params, x, **taken, nonsense=1)
+
+
 def test_statistics_of_another_network_are_an_error():
     params = NOISY.init(jax.random.key(0), X)
     with pytest.raises(ValueError, match="statistics must be nested like the network"):

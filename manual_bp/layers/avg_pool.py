@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_bp.layer import Layer, Static, accumulation_dtype
+from manual_bp.layer import Layer, Static, accumulation_dtype, check_taken
 from manual_bp.layers._windows import Along, Padding, Sides, along_axes, check_settings
 
 
@@ -90,6 +90,7 @@ class AvgPool(Layer):
         return ()
 
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         every = along_axes(self, x, self.window, self.stride, self.padding)
         total = x.astype(accumulation_dtype(x))
         for along in reversed(every):

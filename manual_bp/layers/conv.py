@@ -63,7 +63,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import Layer, sum_over_examples
+from manual_bp.layer import Layer, check_taken, sum_over_examples
 from manual_bp.layers._correlation import (
     Padding,
     Sizes,
@@ -178,6 +178,7 @@ class Conv(Layer):
         )
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         check_params(self, params, x, self.groups)
         axes = self._axes(x)
         W, b = params

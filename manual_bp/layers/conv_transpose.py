@@ -57,7 +57,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import Layer, sum_over_examples
+from manual_bp.layer import Layer, check_taken, sum_over_examples
 from manual_bp.layers._correlation import (
     Padding,
     Sizes,
@@ -134,6 +134,7 @@ class ConvTranspose(Layer):
         return Params(W, jnp.zeros(self.features, x.dtype) if self.bias else ())
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         check_params(self, params, x)
         self._check_output(x)
         W, b = params

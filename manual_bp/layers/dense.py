@@ -37,7 +37,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import Activation, check_floating
 from manual_bp.activations import identity
-from manual_bp.layer import Layer, Tree, outer_over_examples, sum_over_examples
+from manual_bp.layer import Layer, Tree, check_taken, outer_over_examples, sum_over_examples
 
 
 class Params(NamedTuple):
@@ -108,6 +108,7 @@ class Dense(Layer):
         return Params(W, jnp.zeros(self.features, x.dtype))
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         a, kept = self.activation.forward((), self.preactivation(params, x))
         return a, Residuals(x, kept)
 

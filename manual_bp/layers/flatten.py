@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
-from manual_bp.layer import Layer, Static
+from manual_bp.layer import Layer, Static, check_taken
 
 
 class Residuals(NamedTuple):
@@ -52,6 +52,7 @@ class Flatten(Layer):
         return ()
 
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         self._check(x)
         features = math.prod(x.shape[1:])  # -1 would not do for an empty batch
         return x.reshape(x.shape[0], features), Residuals(Static(tuple(x.shape)))

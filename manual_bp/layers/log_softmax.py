@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_axis, check_floating
-from manual_bp.layer import Layer, accumulation_dtype
+from manual_bp.layer import Layer, accumulation_dtype, check_taken
 
 
 class Residuals(NamedTuple):
@@ -72,6 +72,7 @@ class LogSoftmax(Layer):
         return ()
 
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         self._check(x)
         shifted = _shifted(x.astype(accumulation_dtype(x)), self.axis)
         total = jnp.exp(shifted).sum(self.axis, keepdims=True)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_floating, check_number
-from manual_bp.layer import Layer, accumulation_dtype
+from manual_bp.layer import Layer, accumulation_dtype, check_taken
 
 
 class Params(NamedTuple):
@@ -73,6 +73,7 @@ class PReLU(Layer):
         return Params(jnp.full(self._shape(x), self.slope, x.dtype))
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         self._check(params, x)
         return jnp.where(x >= 0, x, params.slope * x), Residuals(x)
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
-from manual_bp.layer import Layer, accumulation_dtype, sum_over_examples
+from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
 
 
 class Params(NamedTuple):
@@ -74,6 +74,7 @@ class Scale(Layer):
         return Params(ones, jnp.zeros_like(ones) if self.bias else ())
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         self._check(params, x)
         out = params.scale * x
         return out + params.shift if self.bias else out, Residuals(x)

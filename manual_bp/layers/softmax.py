@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_axis, check_floating
-from manual_bp.layer import Layer, accumulation_dtype
+from manual_bp.layer import Layer, accumulation_dtype, check_taken
 
 
 class Residuals(NamedTuple):
@@ -74,6 +74,7 @@ class Softmax(Layer):
         return ()
 
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
         self._check(x)
         exponentials = jnp.exp(_shifted(x.astype(accumulation_dtype(x)), self.axis))
         a = (exponentials / exponentials.sum(self.axis, keepdims=True)).astype(x.dtype)
