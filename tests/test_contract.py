@@ -210,6 +210,15 @@ def test_given_too_much_a_layer_says_what_to_leave_out(layer, shape):
         layer.forward(params, x, **taken, nonsense=1)
 
 
+def test_in_half_precision_scale_rounds_once():
+    near_one = jnp.array([1.0078125], jnp.bfloat16)  # its square takes twice the digits
+    params = mbp.Scale(bias=True).init(jax.random.key(0), near_one)
+    params = params._replace(scale=near_one, shift=jnp.array([0.00390625], jnp.bfloat16))
+    out, _ = mbp.Scale(bias=True).forward(params, near_one)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(jnp.float32), [1.0234375])
+
+
 def test_statistics_of_another_network_are_an_error():
     params = NOISY.init(jax.random.key(0), X)
     with pytest.raises(ValueError, match="statistics must be nested like the network"):

@@ -163,7 +163,7 @@ def check_params(layer: Any, params: Any, x: Any, groups: int = 1) -> None:
             f"{layer!r} expected params with fields W and b, got {type(params).__name__}. "
             "Make them with network.init(key, x)."
         )
-    W, b = params
+    W, b = params.W, params.b
     for name, value in (("W", W), *((("b", b),) if layer.bias else ())):
         if not hasattr(value, "shape") or not jnp.issubdtype(value.dtype, jnp.floating):
             given = f"{value.dtype}" if hasattr(value, "dtype") else type(value).__name__

@@ -33,9 +33,10 @@ Let e[s i] = dout[i] and e = 0 elsewhere: i is then no longer bound to j,
     dx[j, c] = Σ_p Σ_o e[j + low - d p, o] W[p, c, o]
              = Σ_q Σ_o e[j + d q - (d (k - 1) - low), o] W[k - 1 - q, c, o]      with q = k - 1 - p
 
-which is the forward formula, of e: stride 1, dilation d, d (k - 1) - low zeros before it, the
-filter flipped, o summed where c was. e has s (n' - 1) + 1 = n + low + high - d (k - 1) - r places;
-to make n of them takes d (k - 1) more in all, so d (k - 1) - high + r zeros after it.
+which is the forward formula, of e: stride 1, dilation d, d (k - 1) - low zeros before it (a
+negative number crops: those places of e meet only padding), the filter flipped, o summed where c
+was. e has s (n' - 1) + 1 = n + low + high - d (k - 1) - r places; to make n of them takes d (k - 1)
+more in all, so d (k - 1) - high + r zeros after it.
 
 W[p, c, o] meets x[s i + d p - low, c] at every i of every example m, so
 
@@ -120,8 +121,9 @@ class Axis(NamedTuple):
 class Conv(Layer):
     """out[i] = Σ_p x[s i + d p - low] W[p] + b, along one, two or three axes in space.
 
-    Weights are drawn from a normal distribution of variance 2 / (inputs of one output), for the
-    relu that mostly follows (He et al., 2015); biases are 0.
+    Weights are drawn from a normal distribution cut off at two of its standard deviations, rescaled to
+    variance 2 / (inputs of one output), for the relu that mostly follows (He et al., 2015); biases
+    are 0.
 
     Args:
         features: O, the number of features at each place.
@@ -181,22 +183,23 @@ class Conv(Layer):
         check_taken(self, taken)
         check_params(self, params, x, self.groups)
         axes = self._axes(x)
-        W, b = params
         out = correlate(
             x,
-            W,
+            params.W,
             ("NSC", "SIO", "NSC"),
             stride=[axis.s for axis in axes],
             padding=[(axis.low, axis.high) for axis in axes],
             dilation=[axis.d for axis in axes],
             groups=self.groups,
-        ).astype(jnp.result_type(x, W))
-        return out + b if self.bias else out, Residuals(x)
+        )
+        if self.bias:
+            out = out + params.b  # before out is rounded
+        return out.astype(jnp.result_type(x, *jax.tree.leaves(params))), Residuals(x)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
-        (W, b), (x,) = params, residuals
+        W, x = params.W, residuals.x
         axes = self._axes(x)
         dx = correlate(
             dout,
@@ -221,7 +224,7 @@ class Conv(Layer):
             example_groups=self.groups,  # rather than groups: so XLA knows the form on GPUs
             like=W,
         )
-        db = sum_over_examples(dout).astype(b.dtype) if self.bias else ()
+        db = sum_over_examples(dout).astype(params.b.dtype) if self.bias else ()
         return Params(dW.astype(W.dtype), db), dx.astype(x.dtype)
 
     def _flipped_and_exchanged(self, W: jax.Array) -> jax.Array:

@@ -86,9 +86,9 @@ class Residuals(NamedTuple):
 class ConvTranspose(Layer):
     """out[j] = Σ over s i = j + p - low of x[i] W[p] + b, along one, two or three axes in space.
 
-    Weights are drawn from a normal distribution of variance 2 / (inputs of one output), for the
-    relu that mostly follows (He et al., 2015); biases are 0. An output sees one in `stride` of the
-    kernel's places, along each axis.
+    Weights are drawn from a normal distribution cut off at two of its standard deviations, rescaled to
+    variance 2 / (inputs of one output), for the relu that mostly follows (He et al., 2015); biases
+    are 0. An output sees one in `stride` of the kernel's places, along each axis.
 
     Args:
         features: O, the number of features at each place.
@@ -137,16 +137,17 @@ class ConvTranspose(Layer):
         check_taken(self, taken)
         check_params(self, params, x)
         self._check_output(x)
-        W, b = params
         out = correlate(
-            x, W, ("NSC", "SIO", "NSC"), spread=self._strides(), padding=self._padding()
-        ).astype(jnp.result_type(x, W))
-        return out + b if self.bias else out, Residuals(x)
+            x, params.W, ("NSC", "SIO", "NSC"), spread=self._strides(), padding=self._padding()
+        )
+        if self.bias:
+            out = out + params.b  # before out is rounded
+        return out.astype(jnp.result_type(x, *jax.tree.leaves(params))), Residuals(x)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
-        (W, b), (x,) = params, residuals
+        W, x = params.W, residuals.x
         strides, kernel = self._strides(), per_axis(self.kernel)
         space = range(len(kernel))
         padding = [
@@ -160,7 +161,7 @@ class ConvTranspose(Layer):
         # dout's features take the place of examples, its examples that of the channels summed.
         dW = correlate(dout, x, ("CSN", "ISO", "SCN"), dilation=strides, padding=padding, like=W)
         dW = jnp.flip(dW, space).astype(W.dtype)
-        db = sum_over_examples(dout).astype(b.dtype) if self.bias else ()
+        db = sum_over_examples(dout).astype(params.b.dtype) if self.bias else ()
         return Params(dW, db), dx.astype(x.dtype)
 
     def _strides(self) -> tuple[int, ...]:

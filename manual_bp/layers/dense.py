@@ -137,7 +137,7 @@ class Dense(Layer):
                 f"{self!r} expected params with fields W and b, got {type(params).__name__}. "
                 "Make them with network.init(key, x)."
             )
-        W, b = params
+        W, b = params.W, params.b
         for name, value, axes in (("W", W, 2), ("b", b, 1)):
             if not hasattr(value, "shape") or not jnp.issubdtype(value.dtype, jnp.floating):
                 given = f"{value.dtype}" if hasattr(value, "dtype") else type(value).__name__

@@ -29,8 +29,8 @@ all padding is an error.
 NaN.  The output of a window that holds a NaN is NaN, and its error goes to its first NaN. (Autodiff
 gives the error to an element behind the last NaN that is no NaN, where there is one.)
 
-Backward keeps won, one byte for each output of each axis's step: with 2 x 2 windows 3 bytes for
-each output, where keeping x would take 16.
+Backward keeps won, one byte (for sides up to 256) for each output of each axis's step: with 2 x 2
+windows 3 bytes for each output, where keeping x would take 16 in float32.
 
 Shapes  x, dx: (..., n₁, ..., n_d, C); out, dout: (..., n₁', ..., n_d', C), with
         n' = ⌊(low + n + high - k)/s⌋ + 1; d = 1, 2 or 3

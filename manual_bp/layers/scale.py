@@ -76,8 +76,12 @@ class Scale(Layer):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         self._check(params, x)
-        out = params.scale * x
-        return out + params.shift if self.bias else out, Residuals(x)
+        used = tuple(params) if self.bias else (params.scale,)
+        wide = accumulation_dtype(x, *used)  # γx is not rounded before β is added
+        out = params.scale.astype(wide) * x.astype(wide)
+        if self.bias:
+            out = out + params.shift.astype(wide)
+        return out.astype(jnp.result_type(x, *used)), Residuals(x)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
