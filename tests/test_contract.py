@@ -210,6 +210,27 @@ def test_given_too_much_a_layer_says_what_to_leave_out(layer, shape):
         layer.forward(params, x, **taken, nonsense=1)
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: mbp.MaxPool(2, 2), "Write window=(2, 2)."),  # pyright: ignore[reportArgumentType]
+        (lambda: mbp.AvgPool([2, 3]), "Write window=(2, 3)."),  # pyright: ignore[reportArgumentType]
+        (
+            lambda: mbp.MaxPool((3, 3), 1, [(1, 1), [0, 1]]),  # pyright: ignore[reportArgumentType]
+            "Write padding=((1, 1), (0, 1)).",
+        ),
+        (
+            lambda: mbp.Conv(2, (3, 3), padding=[(1, 1), [0, 1]]),  # pyright: ignore[reportArgumentType]
+            "Write padding=((1, 1), (0, 1)).",
+        ),
+    ],
+)
+def test_settings_as_other_libraries_take_them_are_written_out(make, says):
+    with pytest.raises(TypeError) as error:
+        make()
+    assert says in str(error.value)
+
+
 def test_in_half_precision_scale_rounds_once():
     near_one = jnp.array([1.0078125], jnp.bfloat16)  # its square takes twice the digits
     params = mbp.Scale(bias=True).init(jax.random.key(0), near_one)

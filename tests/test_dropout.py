@@ -15,7 +15,7 @@ STANDARD_ERRORS = 6
 
 
 def mask_of(rate, key=0, x=ONES):
-    return mbp.Dropout(rate).forward((), x, key=jax.random.key(key))[1]
+    return mbp.Dropout(rate).forward((), x, key=jax.random.key(key))[1].kept
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
@@ -53,13 +53,13 @@ def test_children_have_masks_of_their_own_and_backward_uses_them():
     network = mbp.sequential(mbp.Dropout(0.5), mbp.skip(mbp.Dropout(0.5)), mbp.Dropout(0.5))
     x = jnp.ones((64, 8))
     params = network.init(jax.random.key(0), x)
-    out, masks = network.forward(params, x, key=jax.random.key(3))
-    first, (second,), third = masks
+    out, residuals = network.forward(params, x, key=jax.random.key(3))
+    (first,), ((second,),), (third,) = residuals
     assert (first != second).any() and (second != third).any() and (first != third).any()
     expected = 2.0 * first * (1 + 2 * second) * 2 * third
     np.testing.assert_array_equal(out, expected)
     dout = jax.random.randint(jax.random.key(4), x.shape, -4, 5).astype(jnp.float32)
-    np.testing.assert_array_equal(network.backward(params, masks, dout)[1], dout * expected)
+    np.testing.assert_array_equal(network.backward(params, residuals, dout)[1], dout * expected)
 
 
 def test_not_training_it_is_the_identity():
@@ -76,7 +76,7 @@ def test_not_training_it_is_the_identity():
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_in_half_precision_what_is_kept_is_rounded_once(dtype):
     x = jnp.arange(1, 200).astype(dtype)
-    out, mask = mbp.Dropout(0.1).forward((), x, key=jax.random.key(0))
+    out, (mask,) = mbp.Dropout(0.1).forward((), x, key=jax.random.key(0))
     wide = (x.astype(jnp.float32) * np.float32(1 / 0.9)).astype(dtype)
     np.testing.assert_array_equal(out[mask], wide[mask])
     assert out.dtype == dtype and mask.dtype == bool

@@ -142,9 +142,13 @@ class Tied(Combinator):
         if not shapes[1]:
             raise ValueError(f"{self!r}: the layer at {path} has no parameters to tie.")
         if shapes[0] != shapes[1] or structures[0] != structures[1]:
+            pairs = zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=False)
+            turned = any(a.shape != b.shape and a.shape == b.shape[::-1] for a, b in pairs)
+            advice = " tied does not transpose: W and Wᵀ cannot be tied." if turned else ""
             raise ValueError(
                 f"{self!r}: the parameters at {first} are {', '.join(shapes[0])}, those at {path} "
                 f"{', '.join(shapes[1])}; expected the same, since one set is used in both places."
+                f"{advice}"
             )
 
     def __repr__(self) -> str:
@@ -156,17 +160,20 @@ def tied(body: Layer, *groups: tuple[Path, ...]) -> Tied:
 
         dp = Σ over the group's places of dparams_body at that place
 
+    It does not transpose: W in one place and Wᵀ in another cannot be tied.
+
     Args:
         body: any layer made of layers.
-        *groups: each a tuple of at least two paths into the body's params; a path is a tuple of
-            indices and names of fields. ((0,), (1,)) ties the first two layers of a sequential,
-            ((0, "W"), (2, "W")) the weights of the first and the third.
+        *groups: at least one, each a tuple of at least two paths into the body's params; a path is
+            a tuple of indices and names of fields. ((0,), (1,)) ties the first two layers of a
+            sequential, ((0, "W"), (2, "W")) the weights of the first and the third.
 
     Returns:
         A layer whose params are (body's params,) with () at all places of a group but the first.
 
     Raises:
-        TypeError: when the body isn't a layer, or a group isn't a tuple of paths.
+        TypeError: when the body isn't a layer, when there is no group, or one isn't a tuple of
+            paths.
         ValueError: when a group has one place, or a place is named twice or lies inside another;
             at init, when there is nothing at a path, or the shapes in a group differ.
 
@@ -180,6 +187,11 @@ def tied(body: Layer, *groups: tuple[Path, ...]) -> Tied:
     """
     if not isinstance(body, Layer):
         raise TypeError(f"tied: body must be a layer, got {body!r}.")
+    if not groups:
+        raise TypeError(
+            "tied: name at least one group of places that share parameters, as in "
+            "tied(body, ((0,), (1,))), which ties the first two layers of a sequential."
+        )
     for group in groups:
         _check_group(group)
     _check_apart([path for group in groups for path in group])

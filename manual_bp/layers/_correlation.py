@@ -111,25 +111,31 @@ def _check_padding(layer: Layer, padding: Any, rank: int) -> None:
         if padding not in ("SAME", "VALID"):
             raise ValueError(f"{layer!r}: padding must be {expected}, got {padding!r}.")
         return
-    pairs = padding if isinstance(padding, tuple) else ()
-    for pair in pairs:
-        if (
-            not isinstance(pair, tuple)
-            or len(pair) != 2
-            or any(not isinstance(size, int) or isinstance(size, bool) for size in pair)
-        ):
-            pairs = ()
-    if not pairs:
-        raise TypeError(f"{layer!r}: padding must be {expected}, got {padding!r}.")
-    if len(pairs) != rank:
+    if not _are_pairs(padding):
+        advice = ""
+        if isinstance(padding, list | tuple) and all(isinstance(p, list | tuple) for p in padding):
+            meant = tuple(map(tuple, padding))
+            advice = f" Write padding={meant}." if _are_pairs(meant) and len(meant) == rank else ""
+        raise TypeError(f"{layer!r}: padding must be {expected}, got {padding!r}.{advice}")
+    if len(padding) != rank:
         raise ValueError(
-            f"{layer!r}: padding has {len(pairs)} pairs, expected {rank}, one for each size of "
+            f"{layer!r}: padding has {len(padding)} pairs, expected {rank}, one for each size of "
             f"kernel: {expected}."
         )
-    if any(size < 0 for pair in pairs for size in pair):
+    if any(size < 0 for pair in padding for size in pair):
         raise ValueError(
             f"{layer!r}: padding must not be negative, got {padding!r}. To crop, slice x."
         )
+
+
+def _are_pairs(value: Any) -> bool:
+    """Whether this is a tuple of pairs of ints, one pair at least."""
+    return (
+        isinstance(value, tuple)
+        and bool(value)
+        and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value)
+        and all(isinstance(n, int) and not isinstance(n, bool) for pair in value for n in pair)
+    )
 
 
 def check_input(layer: Any, x: Any, channels: int | None = None) -> None:

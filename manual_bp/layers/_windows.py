@@ -45,7 +45,7 @@ class Along(NamedTuple):
         return (self.low + self.size + self.high - self.side) // self.stride + 1
 
     def pad(self, x: jax.Array, value: float) -> jax.Array:
-        """X with `low` and `high` places of this value around the axis."""
+        """The axis with `low` and `high` places of this value around it."""
         return jax.lax.pad(x, jnp.asarray(value, x.dtype), self._config(x, self.low, self.high, 0))
 
     def place(self, padded: jax.Array, i: int) -> jax.Array:
@@ -99,9 +99,11 @@ class Along(NamedTuple):
 def check_settings(kind: str, window: Any, stride: Any, padding: Any) -> None:
     """Raise unless a pooling layer's settings fit together."""
     if not _are_sides(window) or len(window) not in (1, 2, 3):
+        meant = _tupled(window) if isinstance(window, list) else (window,) * 2
+        advice = f" Write window={meant}." if _are_sides(meant) and len(meant) in (1, 2, 3) else ""
         raise TypeError(
             f"{kind}: window must be a tuple of 1 to 3 positive ints, one for each space axis, "
-            f"such as (2, 2); got {window!r}."
+            f"such as (2, 2); got {window!r}.{advice}"
         )
     fits = stride is None or _is_int(stride, 1)
     if not fits and not (_are_sides(stride) and len(stride) == len(window)):  # pyright: ignore[reportArgumentType]
@@ -113,15 +115,19 @@ def check_settings(kind: str, window: Any, stride: Any, padding: Any) -> None:
         if padding not in ("VALID", "SAME"):
             raise ValueError(f'{kind}: padding must be "VALID", "SAME" or pairs, got {padding!r}.')
         return
-    pairs = isinstance(padding, tuple) and all(
-        isinstance(pair, tuple) and len(pair) == 2 and all(_is_int(each, 0) for each in pair)
-        for pair in padding
-    )
-    if not pairs or len(padding) != len(window):
+    if not _are_pairs(padding, len(window)):
+        meant = _tupled(padding)
+        advice = f" Write padding={meant}." if _are_pairs(meant, len(window)) else ""
         raise TypeError(
             f'{kind}: padding must be "VALID", "SAME", or a tuple of {len(window)} pairs of ints '
             f"(before, behind), none negative, such as {((1, 1),) * len(window)}; got {padding!r}."
+            f"{advice}"
         )
+
+
+def _tupled(value: Any) -> Any:
+    """The value with tuples for lists."""
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
 
 
 def along_axes(
@@ -170,8 +176,16 @@ def _check_fit(layer: Layer, shape: tuple[int, ...], along: Along) -> None:
         )
 
 
-def _are_sides(value: Any) -> bool:
-    return isinstance(value, tuple) and all(_is_int(each, 1) for each in value)
+def _are_sides(value: Any, least: int = 1) -> bool:
+    return isinstance(value, tuple) and all(_is_int(each, least) for each in value)
+
+
+def _are_pairs(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == count
+        and all(_are_sides(pair, 0) and len(pair) == 2 for pair in value)
+    )
 
 
 def _is_int(value: Any, least: int) -> bool:

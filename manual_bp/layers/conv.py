@@ -121,9 +121,9 @@ class Axis(NamedTuple):
 class Conv(Layer):
     """out[i] = Σ_p x[s i + d p - low] W[p] + b, along one, two or three axes in space.
 
-    Weights are drawn from a normal distribution cut off at two of its standard deviations, rescaled to
-    variance 2 / (inputs of one output), for the relu that mostly follows (He et al., 2015); biases
-    are 0.
+    Weights are drawn from a normal distribution cut off at two of its standard deviations, rescaled
+    to variance 2 / (inputs of one output), for the relu that mostly follows (He et al., 2015);
+    biases are 0.
 
     Args:
         features: O, the number of features at each place.

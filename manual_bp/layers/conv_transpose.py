@@ -86,9 +86,10 @@ class Residuals(NamedTuple):
 class ConvTranspose(Layer):
     """out[j] = Σ over s i = j + p - low of x[i] W[p] + b, along one, two or three axes in space.
 
-    Weights are drawn from a normal distribution cut off at two of its standard deviations, rescaled to
-    variance 2 / (inputs of one output), for the relu that mostly follows (He et al., 2015); biases
-    are 0. An output sees one in `stride` of the kernel's places, along each axis.
+    Weights are drawn from a normal distribution cut off at two of its standard deviations, rescaled
+    to variance 2 / (inputs of one output), for the relu that mostly follows (He et al., 2015);
+    biases are 0. An output sees one in `stride` of the kernel's places, along each
+    axis.
 
     Args:
         features: O, the number of features at each place.

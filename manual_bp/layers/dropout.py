@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,12 @@ from manual_bp.layer import Layer, Tree, accumulation_dtype, check_taken
 
 VALUES = 2**32
 """How many values u has."""
+
+
+class Residuals(NamedTuple):
+    """kept: the mask, as booleans of x's shape."""
+
+    kept: jax.Array
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class Dropout(Layer):
     Source: Srivastava et al. (2014), JMLR 15.
 
     Example:
-        >>> out, mask = Dropout(0.5).forward((), jnp.ones(6), key=jax.random.key(0))
-        >>> print(out, mask.dtype)
+        >>> out, residuals = Dropout(0.5).forward((), jnp.ones(6), key=jax.random.key(0))
+        >>> print(out, residuals.kept.dtype)
         [2. 2. 0. 0. 2. 0.] bool
         >>> Dropout(0.5).inference()
         identity
@@ -71,18 +77,18 @@ class Dropout(Layer):
         largest = 1 - 1 / VALUES
         check_number("Dropout: rate", self.rate, wanted, lambda rate: 0 <= rate <= largest)
 
-    def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, jax.Array]:
+    def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         check_floating(self, x)
         _check_key(self, taken["key"])
         bits = jax.random.bits(taken["key"], x.shape, jnp.uint32)
         mask = bits >= jnp.uint32(math.ceil(VALUES * self.rate))
-        return self._scaled(mask, x), mask
+        return self._scaled(mask, x), Residuals(mask)
 
     def backward(
-        self, params: Tree, residuals: jax.Array, dout: jax.Array
+        self, params: Tree, residuals: Residuals, dout: jax.Array
     ) -> tuple[Tree, jax.Array]:
-        return (), self._scaled(residuals, dout)
+        return (), self._scaled(residuals.kept, dout)
 
     def inference(self) -> Layer:
         return identity

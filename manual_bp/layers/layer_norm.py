@@ -21,6 +21,8 @@ Hence
 symmetric in i and j; contract it with g. To check by eye: Σ_i dx_i = 0, since out ignores a
 constant shift; and where x is constant, x̂ = 0 and dx = (g - ⟨g⟩)/√ε.
 
+Limits.  C = 1: a vector is one number, and out is constant: x̂ = 0, out = β, dx = 0.
+
 Accuracy.  The variance is the mean of squared deviations. ⟨x²⟩ - ⟨x⟩² needs one pass fewer but is
 the small difference of two large numbers: rounding errs there by u⟨x⟩², which is the variance
 itself once the mean is 1/√u standard deviations away, 4000 in float32. A mean that is off by δ

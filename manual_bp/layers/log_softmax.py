@@ -19,7 +19,7 @@ is NaN, as in JAX; so it is where an x_i is +inf or NaN.
 
 float16 and bfloat16 are computed in float32 and rounded once.
 
-Shapes  x, out, dout, dx: (m, ..., C)
+Shapes  x, out, dout, dx: any, with C classes along the axis
 Source  Bridle (1990), Probabilistic interpretation of feedforward classification network outputs
 """
 
@@ -36,7 +36,7 @@ from manual_bp.layer import Layer, accumulation_dtype, check_taken
 
 
 class Residuals(NamedTuple):
-    """log_a: (m, ..., C), the output."""
+    """log_a: the output, with x's shape."""
 
     log_a: jax.Array
 
@@ -97,5 +97,5 @@ class LogSoftmax(Layer):
 
 
 def _shifted(x: jax.Array, axis: int) -> jax.Array:
-    """X - max x."""
+    """What is left of x when its maximum is subtracted."""
     return x - x.max(axis, keepdims=True)

@@ -21,7 +21,7 @@ is lost in their errors too.
 
 float16 and bfloat16 are computed in float32 and rounded once.
 
-Shapes  x, out, dout, dx: (m, ..., C)
+Shapes  x, out, dout, dx: any, with C classes along the axis
 Source  Bridle (1990), Probabilistic interpretation of feedforward classification network outputs
 """
 
@@ -38,7 +38,7 @@ from manual_bp.layer import Layer, accumulation_dtype, check_taken
 
 
 class Residuals(NamedTuple):
-    """a: (m, ..., C), the output."""
+    """a: the output, with x's shape."""
 
     a: jax.Array
 
@@ -98,5 +98,5 @@ class Softmax(Layer):
 
 
 def _shifted(x: jax.Array, axis: int) -> jax.Array:
-    """X - max x."""
+    """What is left of x when its maximum is subtracted."""
     return x - x.max(axis, keepdims=True)

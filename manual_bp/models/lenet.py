@@ -34,7 +34,8 @@ def lenet(classes: int = 10, hidden: Activation = tanh) -> Sequential:
         A network for x of shape (m, height, width, channels).
 
     Raises:
-        TypeError, ValueError: as its layers do, naming the layer.
+        TypeError, ValueError: as its layers do, naming the layer; for images under 4x4 a pooling
+            layer, whose window is larger than what it is given.
 
     Source: LeCun, Bottou, Bengio & Haffner (1998), Gradient-based learning applied to document
     recognition.

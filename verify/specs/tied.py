@@ -140,6 +140,20 @@ SPECS = (
                 ("at (0,) are float32 (4, 4), float32 (4,)", "(3,) float32 (3, 4)", "the same"),
             ),
             BadInput(
+                "a W and its transpose",
+                lambda: mbp.tied(
+                    mbp.sequential(mbp.Dense(3), mbp.Dense(4)), ((0, "W"), (1, "W"))
+                ).init(_key, _x),
+                ValueError,
+                ("float32 (3, 4)", "float32 (4, 3)", "does not transpose", "W and Wᵀ"),
+            ),
+            BadInput(
+                "no group",
+                lambda: mbp.tied(_body),
+                TypeError,
+                ("tied: name at least one group", "tied(body, ((0,), (1,)))"),
+            ),
+            BadInput(
                 "a group of one place",
                 lambda: mbp.tied(_body, ((0,),)),
                 ValueError,
