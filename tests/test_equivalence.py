@@ -135,6 +135,16 @@ def of_kind(rule, primitive, kind, function=""):
     return {"killed" if each.killed else each.equivalent for each in found}
 
 
+def test_terms_that_are_summed_again_may_be_summed_in_any_order():
+    found = outcomes(lambda x: x.sum(1).sum(), "reduce_sum", "over axis 0", shape=(3, 3))
+    assert found == {"summed again"}
+
+    def weighted(x):
+        return (jnp.arange(3.0) * x.sum(1)).sum()
+
+    assert outcomes(weighted, "reduce_sum", "over axis 0", shape=(3, 3)) == {"killed"}
+
+
 def test_random_bits_hardly_ever_equal_a_threshold_and_often_a_coarse_one():
     dropout = rules.of_layer(mbp.Dropout(0.5), (5, 4))
     assert of_kind(dropout, "ge", "made gt") == {"random bits"}

@@ -238,6 +238,18 @@ def _cancels(evidence: Evidence, events: list[Vanishing]) -> bool:
     return shown
 
 
+def _summed_again(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """A sum over another axis, whose terms are summed over the rest too."""
+    if not evidence.mutant.kind.startswith("over axis"):
+        return False
+    return bool(events) and all(
+        event.equation.primitive.name == "reduce_sum"
+        and event.place != evidence.mutant.place
+        and len(event.equation.params["axes"]) == np.ndim(event.before[0])
+        for event in events
+    )
+
+
 def _left_out(evidence: Evidence, events: list[Vanishing]) -> bool:
     """What changes isn't used where it does, but is elsewhere: there it would have shown."""
     if not events or events[0].place == evidence.mutant.place:
@@ -383,6 +395,10 @@ EQUIVALENT: dict[str, Class] = {
         "both operands change, and the change cancels: numerator and denominator of a softmax, "
         "the shift of a logsumexp, the scale by which a vector is normalised",
         _cancels,
+    ),
+    "summed again": Class(
+        "what is summed over the wrong axis is summed over the other one too: the total is used",
+        _summed_again,
     ),
     "left out": Class(
         "a selection, a factor 0 or a maximum leaves out what changes; elsewhere it is used, and "
