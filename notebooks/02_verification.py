@@ -49,7 +49,8 @@ from matplotlib.patches import Patch
 
 import manual_bp as mbp
 import verify
-from verify import judges, mutants, rules
+from verify import judges, rules
+from verify.bench import EQUIVALENT, Bench
 from verify.arithmetic.error_bound import ErrorBound, gamma
 from verify.arithmetic.multiprecision import Multiprecision
 from verify.arithmetic.numpy import Float64
@@ -503,7 +504,7 @@ assert in_float64.any()
 
 # %%
 dense = rules.of_layer(mbp.Dense(3, mbp.relu), (4, 2))
-at_least = next(each for each in mutants.Bench(dense).mutants() if each.kind == "made ge")
+at_least = next(each for each in Bench(dense).mutants() if each.kind == "made ge")
 caught = {}
 for kind in ("normal", "ties"):
     drawn = [dense.draw(rules.generator(seed), kind) for seed in range(100)]
@@ -750,14 +751,14 @@ MUTATED = (
 )
 judged = []
 for rule in MUTATED:
-    bench = mutants.Bench(rule)
+    bench = Bench(rule)
     judged += [(rule, bench.judge(mutant)) for mutant in bench.mutants()]
 killed = [(rule, outcome.mutant) for rule, outcome in judged if outcome.killed]
 same = Counter(outcome.equivalent for _, outcome in judged if not outcome.killed)
 print(f"{len(judged)} mutants, {len(killed)} killed, {sum(same.values())} the same function:\n")
 for name, count in same.items():
-    assert name in mutants.EQUIVALENT, name  # neither a survivor that differs, nor one not listed
-    reason = textwrap.fill(mutants.EQUIVALENT[name].reason, 86, subsequent_indent=" " * 8)
+    assert name in EQUIVALENT, name  # neither a survivor that differs, nor one not listed
+    reason = textwrap.fill(EQUIVALENT[name].reason, 86, subsequent_indent=" " * 8)
     print(f"{count:>4}  {name}:\n        {reason}")
 
 

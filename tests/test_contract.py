@@ -13,7 +13,8 @@ import pytest
 
 import manual_bp as mbp
 from manual_bp.layer import Combinator, Layer, Loss, Static
-from verify import architectures, engine, judges, mutants, no_autodiff, rules, specs
+from verify import architectures, engine, judges, no_autodiff, rules, specs
+from verify.bench import Bench
 from verify.networks import Case, draw_case
 from verify.specification import LayerSpec
 
@@ -80,7 +81,7 @@ def test_a_new_layer_is_picked_up_by_networks_judges_and_walk():
             rule = rules.of_layer(Quadratic(), (3, 2))
             assert level(rule, rule.draw(rules.generator(0), "ties")).ok
         assert any(rule.family == "Quadratic" for rule in rules.of_specs())
-        assert mutants.Bench(rule).mutants()
+        assert Bench(rule).mutants()
         network = mbp.sequential(mbp.Dense(3), Quadratic(), mbp.Dense(2))
         steps = mbp.intermediates(network.init(jax.random.key(0), X), X, Y[:4] % 2, network=network)
         assert {"out2", "dout2", "dscale2", "dZ1"} <= set(steps)

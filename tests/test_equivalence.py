@@ -7,7 +7,7 @@ import pytest
 
 import manual_bp as mbp
 from verify import rules
-from verify.mutants import Bench
+from verify.bench import Bench
 from verify.rules import Rule
 from verify.vanishing import differs
 

@@ -9,10 +9,11 @@ import pytest
 
 import manual_bp as mbp
 import verify
-from verify import equivalence, judges, mutants, rules, specs
+from verify import equivalence, judges, rules, specs
 from verify.arithmetic.error_bound import Bounded, Doubtful, ErrorBound
 from verify.arithmetic.multiprecision import Multiprecision
 from verify.arithmetic.rational import Rational
+from verify.bench import EQUIVALENT, Bench
 from verify.interpreter import trace
 from verify.judges import within_bounds
 from verify.levels import bad_input, edges, lattice, low_precision, structure
@@ -261,20 +262,20 @@ def test_low_precision_sees_a_sum_in_bfloat16():
     ids=str,
 )
 def test_mutants_are_killed_or_the_same_function_for_a_listed_reason(subject):
-    bench = mutants.Bench(subject)
+    bench = Bench(subject)
     assert not any(bench.false_alarms())
     every = bench.mutants()
     assert len(every) > 30
     assert {"zeroed", "scaled by 1.00001"} <= {mutant.kind for mutant in every}
     outcomes = [bench.judge(mutant) for mutant in every[:: max(len(every) // 60, 1)]]
     for outcome in outcomes:
-        assert outcome.killed or outcome.equivalent in mutants.EQUIVALENT, str(outcome.mutant)
+        assert outcome.killed or outcome.equivalent in EQUIVALENT, str(outcome.mutant)
     assert sum(outcome.killed for outcome in outcomes) > len(outcomes) / 2
 
 
 def test_a_judge_that_is_blind_is_found_out():
     """With bounds as wide as a careless tolerance, small mutants survive and are reported."""
-    bench = mutants.Bench(rules.of_layer(mbp.tanh, (3, 2)))
+    bench = Bench(rules.of_layer(mbp.tanh, (3, 2)))
     small = [mutant for mutant in bench.mutants() if mutant.kind == "scaled by 1.00001"]
     bench._agree = lambda results, draw: True
     outcome = bench.judge(small[0])
@@ -283,7 +284,7 @@ def test_a_judge_that_is_blind_is_found_out():
 
 
 def test_an_equivalent_mutant_of_no_listed_class_is_unlisted(monkeypatch):
-    bench = mutants.Bench(rules.of_loss(mbp.SoftmaxCrossEntropy(), (3, 4)))
+    bench = Bench(rules.of_loss(mbp.SoftmaxCrossEntropy(), (3, 4)))
     shifts = [mutant for mutant in bench.mutants() if mutant.function == "_finite_max"]
     assert shifts
     monkeypatch.setattr(equivalence, "EQUIVALENT", {})

@@ -7,7 +7,8 @@ from collections import Counter
 
 import manual_bp as mbp
 from verify import rules
-from verify.mutants import EQUIVALENT, Bench, Mutant, Outcome
+from verify.bench import EQUIVALENT, Bench, Outcome
+from verify.mutants import Mutant
 from verify.networks import Case
 from verify.other_checkers import compare, in_words
 from verify.report import Report
