@@ -19,15 +19,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.inputs import check_arrays, check_batch, check_classes, check_weights
+from manual_bp.inputs import (
+    check_arrays,
+    check_batch,
+    check_classes,
+    check_tokens,
+    check_weights,
+)
 from manual_bp.layer import (
     Layer,
     Loss,
     Tree,
     Visit,
     accumulation_dtype,
-    backward_visit,
     check_taken,
+    gathered,
+    taken_visit,
 )
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 from manual_bp.notes_params import as_network, is_dense_chain, read, restore
@@ -43,7 +50,11 @@ class Pass(NamedTuple):
     grads: Tree
     """∂J/∂params, in the structure of params."""
     observed: Tree
-    """The statistics that layers gathered of this batch, nested like the network."""
+    """What layers gathered of this batch, nested like the network: statistics, final states."""
+    dx: jax.Array
+    """∂J/∂x: what a network below this one goes on with."""
+    dtaken: dict[str, Tree]
+    """The gradients of what the network takes by name, where it has one: "memory", "state"."""
 
 
 def manual_pass(
@@ -75,17 +86,20 @@ def manual_pass(
             weighted sum. By default one over the number of predictions that count: J is the mean.
             Ones give the notes' dZ, in which row i is the error of example i alone. The loss
             of a prediction of weight 0 contributes exactly 0, also where its target is invalid or
-            its input isn't finite (non-finite inputs of weight 0 are read as 0). A layer that mixes
-            examples still sees that input: BatchNorm(masked=True) takes mask=weights != 0 too.
-        **taken: what the network takes by name: key=..., mask=..., statistics=...
+            its input isn't finite or no token (inputs of weight 0 that can't be read are read as
+            0). A layer that mixes examples still sees that input: BatchNorm(masked=True) takes
+            mask=weights != 0 too.
+        **taken: what the network takes by name: key=..., mask=..., statistics=..., state=...,
+            memory=...
 
     Returns:
-        Pass(loss, prediction, grads, observed); grads in structure, shapes and dtypes of params.
+        Pass(loss, prediction, grads, observed, dx, dtaken); grads in structure, shapes and dtypes
+        of params.
 
     Raises:
         TypeError, ValueError: naming what was given, what was expected, which layer, what to do.
-            An integer class that doesn't exist raises where its value is at hand; inside your own
-            jit it makes loss and gradient NaN.
+            An integer class or token that doesn't exist raises where its value is at hand; inside
+            your own jit it makes loss and gradient NaN.
 
     Source: Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating
     errors.
@@ -183,6 +197,8 @@ def predict(params: Tree, x: Any, *, network: Layer | None = None, **taken: Any)
         [[2. 3.]]
     """
     check_arrays(params, x=x)
+    if network is not None:
+        check_tokens(network, x, None)
     return _compiled_forward(params, x, taken, network=network)
 
 
@@ -221,7 +237,7 @@ def sweep(
     """
     check_batch(x, y)
     if weights is not None:
-        x = _without_idle_infinities(x, weights)
+        x = _without_idle_spoilers(network, x, weights)
     prediction, residuals = network.forward(params, x, **taken)
     loss.check(prediction, y)
     expected = prediction.shape[:-1]
@@ -281,6 +297,8 @@ def check_call(
         raise TypeError(f"loss must be a Loss such as mbp.SquaredError(), got {loss!r}.{advice}")
     check_arrays(params, x=x, y=y, weights=weights)
     check_taken(network, taken)
+    if network is not None:
+        check_tokens(network, x, weights)
     check_classes(loss, y, weights, functools.partial(_units, params, x, taken, network, loss))
     return loss
 
@@ -312,12 +330,15 @@ def _compiled(
     wanted: tuple[str, ...],
 ) -> tuple[Any, ...]:
     network, tree, loss_params = open_params(params, network, loss)
-    step = sweep(backward_visit, network, loss, tree, loss_params, x, y, weights, taken)
+    step = sweep(taken_visit, network, loss, tree, loss_params, x, y, weights, taken)
+    dparams, dtaken = gathered(network, step.seen)
     fields = {
         "loss": step.loss,
         "prediction": step.prediction,
-        "grads": close_params(network.gather(step.seen), step.dloss_params, params, network, loss),
+        "grads": close_params(dparams, step.dloss_params, params, network, loss),
         "observed": network.observe(step.residuals),
+        "dx": step.dx,
+        "dtaken": dtaken,
     }
     return tuple(fields[name] for name in wanted)
 
@@ -343,12 +364,12 @@ def _mean_weights(shape: tuple[int, ...], dtype: Any, counts: jax.Array | None) 
     return counted / jnp.maximum(counted.sum(), 1)
 
 
-def _without_idle_infinities(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """x, with 0 for what isn't finite in examples of weight 0: in dW, 0 * NaN would be NaN."""
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.shape[: weights.ndim] != weights.shape:
+def _without_idle_spoilers(network: Layer, x: jax.Array, weights: jax.Array) -> jax.Array:
+    """x, with 0 for what can't be read in examples of weight 0: in dW, 0 * NaN would be NaN."""
+    if x.shape[: weights.ndim] != weights.shape:
         return x
     idle = (weights == 0).reshape(weights.shape + (1,) * (x.ndim - weights.ndim))
-    return jnp.where(idle & ~jnp.isfinite(x), 0, x)
+    return jnp.where(idle & ~network.readable(x), 0, x)
 
 
 _found_units: dict[Any, int] = {}

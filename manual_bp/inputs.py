@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from manual_bp.layer import Loss, Tree
+from manual_bp.layer import Layer, Loss, Tree
 
 
 def check_arrays(params: Tree, **arrays: Any) -> None:
@@ -84,6 +84,17 @@ def check_classes(loss: Loss, y: Any, weights: Any, units: Callable[[], int]) ->
     else:
         counted = np.asarray(weights) != 0
     loss.check_target(units(), target, counted)
+
+
+def check_tokens(network: Layer, x: Any, weights: Any) -> None:
+    """Let the layers that x enters check integers in it where their values are at hand."""
+    if x.dtype.kind not in "iu" or not _at_hand(x) or not (weights is None or _at_hand(weights)):
+        return
+    counted = np.ones(x.shape, bool)
+    if weights is not None and np.shape(weights) == x.shape[: np.ndim(weights)]:
+        idle = np.asarray(weights) == 0
+        counted[idle] = False
+    network.check_values(np.asarray(x), counted)
 
 
 def _at_hand(array: Any) -> bool:

@@ -12,6 +12,9 @@ argument, and what its backward pass needs from its forward pass, the *residuals
 
     dx = dout · ∂out/∂x,    dparams = dout · ∂out/∂params
 
+What a layer takes by name may have a gradient too: the memory that cross-attention reads, the state
+that a recurrent layer starts from. `backward_taken` returns it beside the other two.
+
 Everything beyond the gradient is a *walk*: the errors travel through the network as in the backward
 pass, and a function of your own, the visit, sees each layer with the error that arrives there, its
 parameters, its residuals, and whatever other trees are nested in the same way. The gradient itself
@@ -23,13 +26,16 @@ a walk passes through it. A loss starts the backward pass: its `error` is the no
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Tree = Any  # a pytree of arrays, nested as the layer nests it
 Visit = Callable[..., tuple[Tree, Any]]
@@ -84,6 +90,9 @@ class Layer(Setting):
     takes: ClassVar[tuple[str, ...]] = ()
     """What forward wants by name beside params and x: "key", "mask", "statistics", ..."""
 
+    differentiates: ClassVar[tuple[str, ...]] = ()
+    """Those of them that have a gradient: "memory", "state"."""
+
     def init(self, key: jax.Array, x: Any) -> Tree:
         """Draw parameters for inputs like x (an array or a jax.ShapeDtypeStruct)."""
         del key, x
@@ -99,12 +108,34 @@ class Layer(Setting):
             f"{type(self).__name__} must define backward(params, residuals, dout)"
         )
 
+    def backward_taken(
+        self, params: Tree, residuals: Tree, dout: jax.Array
+    ) -> tuple[Tree, jax.Array, dict[str, Tree]]:
+        """(dparams, dx, dtaken): backward, and the gradients of what `differentiates` names."""
+        return *self.backward(params, residuals, dout), {}
+
+    def readable(self, x: Any) -> Any:
+        """Which entries of x it can read, as booleans: what isn't finite spoils all it touches."""
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.isfinite(x) if floating else jnp.ones(x.shape, bool)
+
+    def check_values(self, x: np.ndarray, counted: np.ndarray) -> None:
+        """Raise unless integers whose values are at hand can be read; called outside jit.
+
+        Args:
+            x: the input.
+            counted: booleans of x's shape, which of them have a weight other than 0.
+        """
+        del x, counted
+
     def stand_in(self, name: str, x: Any) -> Any:
         """Something shaped like what forward takes by that name, for inputs like x."""
         if name == "key":
             return jax.random.key(0)
         if name == "mask":
             return jnp.ones(x.shape[:1], bool)
+        if name == "state":
+            return None  # zeros
         raise NotImplementedError(
             f"{type(self).__name__} takes {name}: it must define stand_in({name!r}, x)"
         )
@@ -125,6 +156,10 @@ class Layer(Setting):
         """
         return dparams
 
+    def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
+        """Gradients of what is taken, one dict for each use, as one dict: the memory's add."""
+        return dtaken
+
     def walk(
         self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
     ) -> tuple[Tree, jax.Array]:
@@ -144,6 +179,35 @@ def backward_visit(
 ) -> tuple[Tree, jax.Array]:
     """The visit of the gradient itself: each layer's own backward pass."""
     return layer.backward(params, residuals, dout)
+
+
+class Gradients(NamedTuple):
+    """What `taken_visit` sees of a layer: gradients of its params, and of what it takes."""
+
+    dparams: Tree
+    dtaken: dict[str, Tree]
+
+
+def taken_visit(
+    layer: Layer, dout: jax.Array, params: Tree, residuals: Tree
+) -> tuple[Gradients, jax.Array]:
+    """The visit of the gradient and of the gradients of what is taken by name."""
+    dparams, dx, dtaken = layer.backward_taken(params, residuals, dout)
+    return Gradients(dparams, dtaken), dx
+
+
+def gathered(layer: Layer, seen: Tree) -> Gradients:
+    """What a walk with `taken_visit` saw, as gradients of params and of what the layer takes."""
+
+    def each(part: Callable[[Gradients], Tree]) -> Tree:
+        return jax.tree.map(part, seen, is_leaf=lambda tree: isinstance(tree, Gradients))
+
+    dparams, dtaken = each(lambda seen: seen.dparams), each(lambda seen: seen.dtaken)
+    return Gradients(layer.gather(dparams), layer.gather_taken(dtaken))
+
+
+NESTED = ("statistics", "state")
+"""What is taken nested like the network, an entry for each layer, as `observe` returns it."""
 
 
 class Combinator(Layer):
@@ -168,14 +232,34 @@ class Combinator(Layer):
         """All that its children take."""
         return tuple(sorted({name for child in self.children for name in child.takes}))
 
+    @property
+    def differentiates(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All that its children differentiate."""
+        return tuple(sorted({name for child in self.children for name in child.differentiates}))
+
+    @property
+    def readers(self) -> tuple[tuple[int, Layer], ...]:
+        """The children that x itself enters, with their index."""
+        return tuple(enumerate(self.children))
+
     def hand(self, taken: Mapping[str, Any], index: int) -> dict[str, Any]:
-        """What child `index` takes: a key of its own, its own statistics, the rest as it came."""
+        """What child `index` takes: a key, statistics, a state of its own, the rest as it came."""
         handed = {name: taken[name] for name in self.children[index].takes}
         if "key" in handed:
             handed["key"] = jax.random.fold_in(handed["key"], index)
-        if "statistics" in handed:
-            handed["statistics"] = handed["statistics"][index]
+        for name in NESTED:
+            if handed.get(name) is not None:  # no state is a state of zeros, for every layer
+                handed[name] = handed[name][index]
         return handed
+
+    def readable(self, x: Any) -> Any:
+        first, *others = (child.readable(x) for _, child in self.readers)
+        return functools.reduce(jnp.logical_and, others, first)
+
+    def check_values(self, x: np.ndarray, counted: np.ndarray) -> None:
+        for index, child in self.readers:
+            with within(index + 1, child):
+                child.check_values(x, counted)
 
     def stand_in(self, name: str, x: Any) -> Any:
         """What the first child that takes it says."""
@@ -184,14 +268,33 @@ class Combinator(Layer):
                 f"{self!r} takes statistics: parameters are drawn by the network that is trained, "
                 "network.init(key, x); network.inference() has the same ones."
             )
+        if name == "state":
+            return None
         return next(child for child in self.children if name in child.takes).stand_in(name, x)
 
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
         seen, dx = self.walk(backward_visit, dout, params, residuals)
         return self.gather(seen), dx
 
+    def backward_taken(
+        self, params: Tree, residuals: Tree, dout: jax.Array
+    ) -> tuple[Tree, jax.Array, dict[str, Tree]]:
+        seen, dx = self.walk(taken_visit, dout, params, residuals)
+        dparams, dtaken = gathered(self, seen)
+        return dparams, dx, dtaken
+
     def gather(self, dparams: Tree) -> Tree:
         return tuple(child.gather(each) for child, each in zip(self.children, dparams, strict=True))
+
+    def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
+        each = [child.gather_taken(seen) for child, seen in zip(self.children, dtaken, strict=True)]
+        nested = {name: tuple(one.get(name, ()) for one in each) for name in NESTED}
+        return {
+            name: nested[name]
+            if name in NESTED
+            else functools.reduce(operator.add, (one[name] for one in each if name in one))
+            for name in self.differentiates
+        }
 
     def observe(self, residuals: Tree) -> Tree:
         return tuple(
@@ -221,14 +324,16 @@ class Combinator(Layer):
                 f"{type(self).__name__} of {count} layers expected params as a tuple of {count}, "
                 f"got a {given}. Make them with network.init(key, x)."
             )
-        if "statistics" in taken:
-            statistics = taken["statistics"]
-            if not isinstance(statistics, tuple) or len(statistics) != count:
-                given = type(statistics).__name__
-                if isinstance(statistics, tuple | list):
-                    given += f" of {len(statistics)}"
+        for name in NESTED:
+            nested = taken.get(name)
+            if nested is None and (name == "state" or name not in taken):
+                continue
+            if not isinstance(nested, tuple) or len(nested) != count:
+                given = type(nested).__name__
+                if isinstance(nested, tuple | list):
+                    given += f" of {len(nested)}"
                 raise ValueError(
-                    f"statistics must be nested like the network: a tuple of {count}, as "
+                    f"{name} must be nested like the network: a tuple of {count}, as "
                     f"manual_pass(...).observed is; got a {given}."
                 )
 
@@ -328,6 +433,11 @@ def within(number: int, layer: Layer) -> Iterator[None]:
             message = f"{layer!r}: {message}"
         error.args = (f"in layer {number}, {message}",)
         raise
+
+
+def no_gradient(x: Any) -> Any:
+    """The gradient of integers, which is none: zeros of a dtype without bits, as JAX has it."""
+    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 def accumulation_dtype(*arrays: Any) -> Any:

@@ -18,7 +18,7 @@ from verify import specs
 from verify.arithmetic.error_bound import UNIT, Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, Verdict, within_bounds
-from verify.networks import Shape, draw_params, draw_taken, opened
+from verify.networks import Shape, draw_params, draw_taken, draw_tokens, opened
 from verify.reference import handed
 
 DIGITS = 30
@@ -40,7 +40,8 @@ def naive(layer: Layer, params: Any, x: np.ndarray, taken: Mapping[str, Any]) ->
 def judge_layer(layer: Layer, shape: Shape, seed: int = 0) -> Verdict:
     """Whether a layer's output is its naive form's, within its error bound, on random numbers."""
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=shape)
+    tokens = draw_tokens(rng, layer, shape)
+    x = rng.normal(size=shape) if tokens is None else tokens
     params = draw_params(rng, layer, x)
     taken = draw_taken(rng, layer, layer, params, x)
     args = (params, x, taken)

@@ -114,6 +114,12 @@ def same(
     return judge(Rule("the same", "two functions", *named, draw=lambda rng, kind: wide), wide)
 
 
+def as_numbers(value: Any) -> np.ndarray:
+    """A result as a NumPy array, zeros where it is JAX's gradient of integers, which is none."""
+    array = np.asarray(value)
+    return np.zeros(array.shape) if array.dtype == jax.dtypes.float0 else array
+
+
 def widened(leaf: Any) -> np.ndarray:
     """An array with its floats as float64, exactly; integers and booleans stay."""
     floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
@@ -194,6 +200,8 @@ def _differences(
         if name not in manual or name not in autodiff or ours.shape != theirs.shape:
             found[name] = _Difference(np.inf, 0.0, 0)
             continue
+        if ours.dtype == theirs.dtype == bool:  # gradients of integers, which are none
+            ours, theirs = ours.astype(int), theirs.astype(int)
         apart = max((abs(each) for each in np.ravel(ours - theirs)), default=0)
         size = max((abs(each) for each in np.ravel(theirs)), default=0)
         entries = ours.size if is_gradient(name) else 0

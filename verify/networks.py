@@ -8,6 +8,7 @@ follow from the seed of the run and the number of the case alone.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 
 import manual_bp as mbp
 from manual_bp.activation import Activation
-from manual_bp.layer import Combinator, Layer, Loss, output_shape
+from manual_bp.layer import NESTED, Combinator, Layer, Loss, output_shape
 from verify import specs
 
 Shape = tuple[int, ...]
@@ -59,7 +60,8 @@ class Case:
     def problem(self) -> Problem:
         """The numbers of this case, always the same ones."""
         rng = np.random.default_rng(self.seed)
-        x = rng.normal(size=self.x_shape)
+        tokens = draw_tokens(rng, self.network, self.x_shape)
+        x = rng.normal(size=self.x_shape) if tokens is None else tokens
         params = draw_params(rng, self.network, x)
         shape = prediction_shape(self.network, params, x)
         y = specs.of_loss(self.loss).target(rng, self.loss, shape)
@@ -124,19 +126,22 @@ def draw_case(seed: int, number: int, *, most_layers: int = 12, most_wide: int =
         shape, depth = (min(batch, 8), min(features, 8)), min(depth, 2)
     if rng.random() < 0.25:  # as in the notes
         return Case(draw_mlp(rng, shape, depth), loss, shape, "mean", (seed, number))
-    images = rng.random() < 0.3
+    images, tokens = rng.random() < 0.3, False
     if images:
         batch, depth = int(rng.integers(1, 5)), min(depth, 4)
         shape = (batch, *(int(each) for each in rng.integers(3, 7, 2)), int(rng.integers(1, 4)))
-    elif rng.random() < 0.15:
-        shape = (batch, int(rng.integers(1, 4)), features)
+    elif rng.random() < 0.4:  # sequences, of vectors or of tokens
+        batch, depth = min(batch, 5), min(depth, 4)
+        shape = (batch, int(rng.integers(1, 5)), min(features, 8))
+        tokens = rng.random() < 0.5 and any(spec.inputs for spec in specs.layers())
+        shape = shape[:2] if tokens else shape
     exact = rng.random() < 0.3  # piecewise polynomial throughout, so that fractions can judge it
     if exact:
         depth = min(depth, 4)
         losses = [spec.draw(rng) for spec in specs.losses() for _ in range(2)]
         losses = [each for each in losses if specs.of_loss(each).exact(each)]
         loss = losses[rng.integers(len(losses))]
-    network = draw_chain(rng, shape, depth, exact=exact)
+    network = draw_chain(rng, shape, depth, exact=exact, tokens=tokens)
     weighting = str(rng.choice(["mean", "given", "ones"], p=[0.7, 0.2, 0.1]))
     not_training = network.inference() != network and rng.random() < 0.5
     return Case(network, loss, shape, weighting, (seed, number), inference=not_training)
@@ -165,15 +170,23 @@ def draw_mlp(rng: np.random.Generator, shape: Shape, depth: int) -> Layer:
     return mbp.sequential(*layers[:-1], mbp.Dense(layers[-1].features))
 
 
-def draw_chain(rng: np.random.Generator, shape: Shape, depth: int, *, exact: bool = False) -> Layer:
+def draw_chain(
+    rng: np.random.Generator, shape: Shape, depth: int, *, exact: bool = False, tokens: bool = False
+) -> Layer:
     """Layers one after the other, most of them with parameters, the last one dense.
 
     On images most are convolutions, and before the last one their axes are flattened or averaged.
-    With exact, only layers that are piecewise polynomial.
+    With exact, only layers that are piecewise polynomial. On tokens the first one takes those.
     """
-    kinds = specs.layers()
-    of_kind = {spec.layer: spec for spec in kinds}
+    of_kind = {spec.layer: spec for spec in specs.layers()}
+    of_floats = [spec for spec in specs.layers() if spec.inputs is None]
+    of_tokens = [spec for spec in specs.layers() if spec.inputs is not None]
     chosen: list[Layer] = []
+    start = struct = jax.ShapeDtypeStruct(shape, jnp.int32 if tokens else jnp.float32)
+    if tokens:
+        first = of_tokens[rng.integers(len(of_tokens))].draw(rng, shape)
+        assert first is not None
+        chosen, depth, shape = [first], depth + 1, output_of(first, struct)
     while len(chosen) < depth:
         # The last layer is dense: a loss needs units that no activation has squashed or zeroed.
         last = len(chosen) == depth - 1
@@ -184,17 +197,59 @@ def draw_chain(rng: np.random.Generator, shape: Shape, depth: int, *, exact: boo
         else:
             usual = mbp.Conv if images else mbp.Dense
             often = last or rng.random() < (0.4 if images else 0.5)
-            spec = of_kind[usual] if often else _any_kind(rng, kinds)
+            spec = of_kind[usual] if often else _any_kind(rng, of_floats)
             layer = spec.draw(rng, shape)
         if layer is None or (exact and not specs.of_layer(layer).exact(layer)):
+            continue
+        struct = jax.ShapeDtypeStruct(shape, jnp.float32)
+        if not _takes_alike(layer, struct, chosen, start):
             continue
         if isinstance(layer, mbp.Dense) and last and rng.random() < 0.8:
             layer = mbp.Dense(layer.features)
         chosen.append(layer)
-        struct = jax.ShapeDtypeStruct(shape, jnp.float32)
-        params = jax.eval_shape(layer.init, jax.random.key(0), struct)
-        shape = prediction_shape(layer, params, struct)
+        shape = output_of(layer, struct)
     return mbp.sequential(*chosen)
+
+
+def output_of(layer: Layer, x: jax.ShapeDtypeStruct) -> Shape:
+    """The shape of what a layer makes of inputs like x."""
+    return prediction_shape(layer, jax.eval_shape(layer.init, jax.random.key(0), x), x)
+
+
+def _takes_alike(layer: Layer, x: Any, others: list[Layer], start: Any) -> bool:
+    """Whether masks and memory that fit it here fit it in a network of inputs like `start` too, and
+    fit the other layers, since all get the same ones.
+    """
+    for name in set(layer.takes) - {"key", *NESTED}:
+        here, there = (_stand_in(name, layer, each) for each in (x, start))
+        elsewhere = [_stand_in(name, each, start) for each in others if name in each.takes]
+        if any(each.shape != here.shape for each in (there, *elsewhere)):
+            return False
+    return True
+
+
+def _leaves(layer: Layer) -> Iterator[Layer]:
+    if not isinstance(layer, Combinator):
+        yield layer
+        return
+    for child in layer.children:
+        yield from _leaves(child)
+
+
+def _stand_in(name: str, layer: Layer, x: Any) -> Any:
+    """What the first of a network's layers that takes it says it looks like."""
+    first = next(leaf for leaf in _leaves(layer) if name in leaf.takes)
+    return first.stand_in(name, x)
+
+
+def draw_tokens(
+    rng: np.random.Generator, layer: Layer, shape: Shape, spec: Any = None
+) -> np.ndarray | None:
+    """Integers for a layer that takes those, or whose first one does; None where x is of floats."""
+    if isinstance(layer, Combinator):
+        return draw_tokens(rng, layer.readers[0][1], shape)
+    made = (spec or specs.of_layer(layer)).inputs
+    return None if made is None else made(rng, layer, shape)
 
 
 def _any_kind(rng: np.random.Generator, kinds: list[Any]) -> Any:
@@ -210,7 +265,7 @@ def draw_params(rng: np.random.Generator, network: Layer, x: Any) -> Any:
 
     Matrices are scaled by the number of inputs, so that deep networks stay within float32's range.
     """
-    struct = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    struct = jax.ShapeDtypeStruct(x.shape, x.dtype if x.dtype.kind in "iu" else jnp.float32)
     shapes = jax.eval_shape(network.init, jax.random.key(0), struct)
 
     def draw(leaf: Any) -> np.ndarray:
@@ -236,18 +291,40 @@ def draw_taken(
         params, x: its params and input.
     """
     taken: dict[str, Any] = {}
-    for name in layer.takes:
+    for name in sorted(layer.takes, key=lambda name: name == "state"):  # which needs the others
         if name == "key":
             taken[name] = np.uint32(rng.integers(2**32))
-        elif name == "mask":
-            taken[name] = rng.permutation(np.arange(x.shape[0]) < max(2 * x.shape[0] // 3, 2))
+        elif name == "state":
+            shapes = jax.eval_shape(functools.partial(_final_state, layer), params, x, taken)
+            drawn = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+            taken[name] = _of_those_that_take_it(layer, drawn)
         elif name == "statistics":
             taken[name] = jax.tree_util.tree_map_with_path(
                 functools.partial(_statistic, rng), _statistics_shape(layer, training, params, x)
             )
         else:
-            raise NotImplementedError(f"{layer!r} takes {name}: say here how it is drawn")
+            taken[name] = _mask_or_numbers(rng, _stand_in(name, layer, x))
     return taken
+
+
+def _mask_or_numbers(rng: np.random.Generator, like: Any) -> np.ndarray:
+    """Numbers, or a mask of which about a third is false and at least two are true."""
+    if like.dtype != bool:
+        return rng.normal(size=like.shape)
+    places = rng.permutation(math.prod(like.shape))
+    return (places < max(2 * places.size // 3, 2)).reshape(like.shape)
+
+
+def _final_state(layer: Layer, params: Any, x: Any, taken: Mapping[str, Any]) -> Any:
+    _, residuals = layer.forward(params, x, **opened(taken), state=None)
+    return layer.observe(residuals)
+
+
+def _of_those_that_take_it(layer: Layer, state: Any) -> Any:
+    """The states of layers that take one, () for all others."""
+    if isinstance(layer, Combinator):
+        return tuple(map(_of_those_that_take_it, layer.children, state))
+    return state if "state" in layer.takes else ()
 
 
 def _statistic(rng: np.random.Generator, path: Any, leaf: Any) -> np.ndarray:

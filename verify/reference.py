@@ -61,16 +61,16 @@ def forward(
 def handed(
     child: Layer, taken: Mapping[str, Any], index: int, step: int | None = None
 ) -> dict[str, Any]:
-    """What a combinator's child gets: a key and statistics of its own, and of its own step."""
+    """What a combinator's child gets: a key, statistics, a state of its own, and of its step."""
     given = {name: taken[name] for name in child.takes}
     if "key" in given:
         given["key"] = jax.random.fold_in(given["key"], index)
         if step is not None:
             given["key"] = jax.random.fold_in(given["key"], step)
-    if "statistics" in given:
-        given["statistics"] = given["statistics"][index]
+    for name in {"statistics", "state"} & set(given):
+        given[name] = given[name][index]
         if step is not None:
-            given["statistics"] = jax.tree.map(lambda leaf: leaf[step], given["statistics"])
+            given[name] = jax.tree.map(lambda leaf: leaf[step], given[name])
     return given
 
 
@@ -122,9 +122,11 @@ def intermediates(
         return total, (values, prediction)
 
     (total, (values, prediction)), (dparams, dx, dzeros) = jax.value_and_grad(
-        run, argnums=(0, 1, 2), has_aux=True
+        run, argnums=(0, 1, 2), has_aux=True, allow_int=True
     )(params, x, zeros)
-    named = {"J": total, "A0": x, **_stacked(values), "dA0": dx}
+    named = {"J": total, "A0": x, **_stacked(values)}
+    if dx.dtype != jax.dtypes.float0:  # tokens have no gradient
+        named["dA0"] = dx
     named |= {f"d{name}": each for name, each in _stacked(dzeros).items()}
     named |= dict(named_params(network, dparams))
     layers = network.children if isinstance(network, Sequential) else (network,)

@@ -17,10 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_bp as mbp
-from manual_bp.layer import Layer, Loss
+from manual_bp.layer import Combinator, Layer, Loss
 from verify import engine, reference, specs
 from verify.interpreter import Program, trace
-from verify.networks import Case, Shape, draw_params, draw_taken, opened, prediction_shape
+from verify.networks import (
+    Case,
+    Shape,
+    draw_params,
+    draw_taken,
+    draw_tokens,
+    opened,
+    prediction_shape,
+)
 from verify.specification import LayerSpec, LossSpec
 
 Outputs = dict[str, Any]
@@ -49,7 +57,8 @@ class Rule:
     part: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] | None = None
     """part(args, which) -> the arguments of these examples; None where nothing adds up."""
     rows: frozenset[str] = frozenset()
-    """The results that have a row for each example; all others are sums over examples."""
+    """The results that have a row for each example, by their names before a dot; all others are
+    sums over examples."""
     mixes: bool = False
     """Whether an example's results depend on the others, as with statistics of the batch."""
     names: Callable[..., list[str]] = lambda *args: []
@@ -110,7 +119,7 @@ def of_layer(
     spec: LayerSpec | None = None,
     theirs: Callable[..., Any] | None = None,
 ) -> Rule:
-    """The rule of a layer by itself: out, dparams and dx for a random dout.
+    """The rule of a layer by itself: out, dparams, dx and dtaken for a random dout.
 
     Args:
         layer: of any kind that has a spec.
@@ -123,27 +132,35 @@ def of_layer(
 
     def manual(params: Any, x: Any, dout: Any, taken: Any = NOTHING) -> Outputs:
         out, residuals = layer.forward(params, x, **opened(taken))
-        dparams, dx = layer.backward(params, residuals, dout)
-        return {"out": out, **flat("d", dparams), "dx": dx}
+        dparams, dx, dtaken = layer.backward_taken(params, residuals, dout)
+        return {"out": out, **flat("d", dparams), "dx": dx, **flat("d", dtaken)}
 
     def autodiff(params: Any, x: Any, dout: Any, taken: Any = NOTHING) -> Outputs:
         untapped: Any = lambda name, value: value  # noqa: E731
-        run = functools.partial(reference.forward, layer, tap=untapped, taken=opened(taken))
-        if theirs is not None:
-            run = functools.partial(theirs, **opened(taken))
-        out, pull = jax.vjp(run, params, x)
-        dparams, dx = pull(dout)
-        return {"out": out, **flat("d", dparams), "dx": dx}
+        given = opened(taken)
+
+        def run(params: Any, x: Any, differentiated: Any) -> Any:
+            if theirs is not None:
+                return theirs(params, x, **{**given, **differentiated})
+            return reference.forward(layer, params, x, untapped, taken={**given, **differentiated})
+
+        differentiated = {name: given[name] for name in layer.differentiates}
+        out, pull = jax.vjp(run, params, x, differentiated)
+        dparams, dx, dtaken = pull(dout)
+        return {"out": out, **flat("d", dparams), "dx": dx, **flat("d", dtaken)}
 
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
-        x = numbers(rng, kind, shape)
+        x = inputs(rng, kind, layer, shape, spec)
         params = params_of_kind(rng, kind, layer, x)
         # An error is never large: it would only scale what is compared.
         error = "normal" if kind == "large" else kind
         dout = numbers(rng, error, prediction_shape(layer, params, x))
         if not layer.takes:
             return params, x, dout
-        return params, x, dout, draw_taken(rng, layer, layer, params, x)
+        taken = draw_taken(rng, layer, layer, params, x)
+        if kind not in ("normal", "large"):
+            taken = jax.tree.map(functools.partial(_on_lattice, rng), taken)
+        return params, x, dout, taken
 
     def part(args: tuple[Any, ...], which: Any) -> tuple[Any, ...]:
         params, x, dout, *rest = args
@@ -159,16 +176,40 @@ def of_layer(
         cotangent=2,
         differentiated=2,
         names=lambda params, *args: ["out", *flat("d", params), "dx"],
-        part=None if "key" in layer.takes else part,  # each example's noise is its place's
-        rows=frozenset({"out", "dx"}),
+        part=part if _has_parts(layer) else None,
+        rows=frozenset({"out", "dx", *(f"d{name}" for name in layer.differentiates)}),
         mixes=specs.mixes(layer),
         omitted=spec.omitted,
     )
 
 
+def inputs(
+    rng: np.random.Generator, kind: str, layer: Layer, shape: Shape, spec: LayerSpec | None = None
+) -> np.ndarray:
+    """An input of this kind of numbers, or of integers where the layer takes those."""
+    tokens = draw_tokens(rng, layer, shape, spec)
+    return numbers(rng, kind, shape) if tokens is None else tokens
+
+
+def _on_lattice(rng: np.random.Generator, leaf: np.ndarray) -> np.ndarray:
+    return numbers(rng, "lattice", leaf.shape) if leaf.dtype.kind == "f" else leaf
+
+
+def _has_parts(layer: Layer) -> bool:
+    """Whether a part of the examples can be taken: not of noise, which is each place's own, nor of
+    states that are nested or stacked.
+    """
+    return "key" not in layer.takes and not (
+        "state" in layer.takes and isinstance(layer, Combinator)
+    )
+
+
 def _part_of_taken(taken: Mapping[str, Any], which: Any) -> dict[str, Any]:
-    """What these examples take: their part of a mask, statistics as they are."""
-    return {name: each[which] if name == "mask" else each for name, each in taken.items()}
+    """What these examples take: their part of masks, memory and state; statistics as they are."""
+    return {
+        name: each if name == "statistics" else jax.tree.map(lambda leaf: leaf[which], each)
+        for name, each in taken.items()
+    }
 
 
 def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
@@ -236,7 +277,7 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         problem = seeded.problem()
         if kind == "normal":
             return tuple(problem)
-        x = numbers(rng, kind, case.x_shape)
+        x = inputs(rng, kind, network, case.x_shape)
         y = problem.y
         if kind in ("lattice", "ties") and y.dtype.kind == "f":
             y = np.round(2 * y) / 2
@@ -264,7 +305,7 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         exact=specs.of_layer(network).exact(network) and specs.of_loss(loss).exact(loss),
         # With a mean over the batch, or with the intermediates of each example, nothing adds up.
         part=None
-        if every_intermediate or case.weighting == "mean" or "key" in network.takes
+        if every_intermediate or case.weighting == "mean" or not _has_parts(network)
         else part,
         mixes=specs.mixes(network),
         omitted=specs.of_loss(loss).omitted,

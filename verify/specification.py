@@ -70,6 +70,8 @@ class LayerSpec:
     naive(layer, params, x, run)."""
     draw: Callable[..., Layer | None]
     """A random one for inputs of this shape, None if none fits."""
+    inputs: Callable[..., np.ndarray] | None = None
+    """inputs(rng, layer, shape) -> x, for a layer that takes integers; None for floats."""
     shrink: Callable[..., Iterator[Layer]] = lambda layer: iter(())
     """Simpler ones, to find the smallest network that still fails."""
     exact: Callable[..., bool] = lambda layer: False

@@ -8,18 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import Layer, Tree
+from manual_bp.layer import NESTED, Layer, Tree
 
 
 def over_steps(handed: Mapping[str, Any], depth: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what all steps share, what is scanned) of what a repeated layer is handed.
 
-    Statistics are stacked and scanned; the number of the step is, where a key must be folded with
-    it; a mask is the same for all.
+    Statistics and states are stacked and scanned; the number of the step is, where a key must be
+    folded with it; a mask or a memory is the same for all.
     """
     shared, scanned = dict(handed), {}
-    if "statistics" in shared:
-        scanned["statistics"] = shared.pop("statistics")
+    for name in NESTED:
+        if name in shared:
+            scanned[name] = shared.pop(name)
     if "key" in shared:
         scanned["step"] = jnp.arange(depth)
     return shared, scanned
@@ -31,6 +32,14 @@ def at_step(shared: Mapping[str, Any], scanned: Mapping[str, Any]) -> dict[str, 
     if "step" in given:
         given["key"] = jax.random.fold_in(given["key"], given.pop("step"))
     return given
+
+
+def over_uses(dtaken: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Gradients of what is taken, stacked over the steps: what all of them share adds."""
+    return {
+        name: each if name in NESTED else jax.tree.map(lambda leaf: leaf.sum(0), each)
+        for name, each in dtaken.items()
+    }
 
 
 def check_depth(name: str, depth: Any) -> None:
@@ -46,8 +55,8 @@ def check_stacked(layer: Layer, depth: int, what: str, tree: Tree) -> None:
         if shape[:1] != (depth,):
             place = jax.tree_util.keystr(path)
             advice = "Make params with network.init(key, x)."
-            if what == "statistics":
-                advice = "Give an average of manual_pass(...).observed, which is stacked alike."
+            if what in NESTED:
+                advice = "Give what manual_pass(...).observed is, or averages: it is stacked alike."
             raise ValueError(
                 f"{layer!r}: {what}{place} has shape {shape}, expected a first axis of {depth}, "
                 f"an entry for each step. {advice}"

@@ -95,7 +95,8 @@ class Parallel(Combinator):
                 )
             seen.append(each)
             dxs.append(dx)
-        return tuple(seen), _total(dxs)
+        dx = dxs[0] if dxs[0].dtype == jax.dtypes.float0 else _total(dxs)  # of integers: none
+        return tuple(seen), dx
 
     def observe(self, residuals: Residuals) -> Tree:
         return super().observe(residuals.branches)

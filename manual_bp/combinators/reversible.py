@@ -44,8 +44,9 @@ from manual_bp.combinators._steps import (
     check_kept,
     check_stacked,
     over_steps,
+    over_uses,
 )
-from manual_bp.layer import Combinator, Layer, Tree, Visit, output_shape, within
+from manual_bp.layer import NESTED, Combinator, Layer, Tree, Visit, output_shape, within
 
 
 class Residuals(NamedTuple):
@@ -126,6 +127,9 @@ class Reversible(Combinator):
         (_, errors), seen = jax.lax.scan(step, start, each, length=self.depth, reverse=True)
         return seen, jnp.concatenate(errors, -1)
 
+    def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
+        return over_uses(super().gather_taken(dtaken))
+
     def observe(self, residuals: Residuals) -> Tree:
         return residuals.observed
 
@@ -133,7 +137,8 @@ class Reversible(Combinator):
         both = [over_steps(self.hand(taken, index), self.depth) for index in (0, 1)]
         shared, scanned = zip(*both, strict=True)
         for each in scanned:
-            check_stacked(self, self.depth, "statistics", each.get("statistics"))
+            for name in NESTED:
+                check_stacked(self, self.depth, name, each.get(name))
         return shared, scanned
 
     def _add(

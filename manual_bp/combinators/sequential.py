@@ -35,6 +35,10 @@ class Sequential(Combinator):
     def children(self) -> tuple[Layer, ...]:
         return self.layers
 
+    @property
+    def readers(self) -> tuple[tuple[int, Layer], ...]:
+        return ((0, self.layers[0]),)
+
     def rebuild(self, children: tuple[Layer, ...]) -> Sequential:
         return Sequential(children)
 

@@ -32,8 +32,9 @@ from manual_bp.combinators._steps import (
     check_kept,
     check_stacked,
     over_steps,
+    over_uses,
 )
-from manual_bp.layer import Combinator, Layer, Tree, Visit, output_shape, within
+from manual_bp.layer import NESTED, Combinator, Layer, Tree, Visit, output_shape, within
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Stack(Combinator):
         self.check(params, taken)
         shared, scanned = over_steps(self.hand(taken, 0), self.depth)
         check_stacked(self, self.depth, "params", params[0])
-        check_stacked(self, self.depth, "statistics", scanned.get("statistics"))
+        for name in NESTED:
+            check_stacked(self, self.depth, name, scanned.get(name))
 
         def step(x: jax.Array, each: tuple[Tree, Any]) -> tuple[jax.Array, Tree]:
             params, scanned = each
@@ -84,6 +86,9 @@ class Stack(Combinator):
         with within(1, self.layer):
             dx, seen = jax.lax.scan(step, dout, trees, length=self.depth, reverse=True)
         return (seen,), dx
+
+    def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
+        return over_uses(super().gather_taken(dtaken))
 
     def observe(self, residuals: Tree) -> Tree:
         return (jax.vmap(self.layer.observe, axis_size=self.depth)(residuals[0]),)

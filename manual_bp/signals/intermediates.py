@@ -71,7 +71,8 @@ def intermediates(
         params, x, y, network, loss, weights, **taken: as for `manual_pass`.
 
     Returns:
-        A dict from name to array: "A0" (which is x), each layer's in order, and "dA0" (dJ/dx).
+        A dict from name to array: "A0" (which is x), each layer's in order, and "dA0" (dJ/dx),
+        unless x holds tokens.
 
     Raises:
         TypeError, ValueError: as `manual_pass` does.
@@ -104,7 +105,9 @@ def _compiled(
     network, tree, loss_params = open_params(params, network, loss)
     step = sweep(visit, _recorded(network), loss, tree, loss_params, x, y, weights, taken)
     grads = network.gather(_dparams(network, step.seen))
-    named = dict([("A0", x), *_named(network, step.seen, grads), ("dA0", step.dx)])
+    named = dict([("A0", x), *_named(network, step.seen, grads)])
+    if step.dx.dtype != jax.dtypes.float0:  # tokens have no gradient
+        named["dA0"] = step.dx
     layers = network.layers if isinstance(network, Sequential) else (network,)
     last, number = layers[-1], len(layers)
     if isinstance(last, Dense) and last.activation == identity:

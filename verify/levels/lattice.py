@@ -19,6 +19,7 @@ from verify import rules, specs
 from verify.arithmetic import is_floating
 from verify.arithmetic.numpy import Float64
 from verify.interpreter import Program, trace
+from verify.judges import as_numbers
 from verify.networks import Case, draw_chain, draw_taken, opened
 from verify.report import Report
 from verify.rules import Rule, generator
@@ -93,7 +94,7 @@ def most_units(layer: Any) -> int:
 
 def _forward_is_exact(network: Layer, shape: Any) -> bool:
     """Whether the forward pass alone stays exact: tells most of the others at little cost."""
-    x = rules.numbers(generator(0), "lattice", shape)
+    x = rules.inputs(generator(0), "lattice", network, shape)
     params = rules.params_of_kind(generator(0), "lattice", network, x)
     args = (params, x, draw_taken(generator(0), network, network, params, x))
     program = trace(lambda p, v, taken: network.forward(p, v, **opened(taken))[0], *args)
@@ -135,7 +136,7 @@ def differing(rule: Rule, draws: int, seed: int) -> tuple[Counter[str], int]:
         args = jax.tree.map(_as_float32, rule.draw(generator(seed, draw), "lattice"))
         ours, theirs = manual(*args), autodiff(*args)
         for name in theirs:
-            one, other = np.asarray(ours[name]), np.asarray(theirs[name])
+            one, other = as_numbers(ours[name]), as_numbers(theirs[name])
             entries += other.size
             # -0 and +0 are the same number; NaN on both sides would be no evidence.
             wrong[name] += not np.array_equal(one, other)

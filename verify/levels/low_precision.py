@@ -15,7 +15,7 @@ import numpy as np
 
 from verify.arithmetic.error_bound import unit_roundoff
 from verify.arithmetic.numpy import Float64
-from verify.judges import Verdict, is_gradient, widened
+from verify.judges import Verdict, as_numbers, is_gradient, widened
 from verify.networks import draw_case
 from verify.report import Report
 from verify.rules import Rule, generator, of_case
@@ -142,8 +142,8 @@ def _pooled(values: Any, exact: Any, every: bool = False) -> float:
     total = 0.0
     for name, each in values.items():
         if every or is_gradient(name):
-            apart = np.asarray(each, np.float64)
+            apart = as_numbers(each).astype(np.float64)
             if exact is not None:
-                apart = apart - np.asarray(exact[name], np.float64)
+                apart = apart - as_numbers(exact[name]).astype(np.float64)
             total += float(np.sum(np.square(apart)))
     return total

@@ -101,6 +101,8 @@ def _examples(rule: Rule) -> list[str]:
     whole = rule.program(args).run(args, arithmetic)
     m = len(args[1])  # x of a layer or a network, targets of a loss
 
+    rows = [name for name in whole if name.split(".")[0] in rule.rows]
+
     def of_examples(which: Any) -> dict[str, Any]:
         assert rule.part is not None
         part = rule.part(args, which)
@@ -110,7 +112,7 @@ def _examples(rule: Rule) -> list[str]:
         first, second = of_examples(slice(0, m // 2)), of_examples(slice(m // 2, m))
         joined = {
             name: arithmetic.move(lambda *rows: np.concatenate(rows), first[name], second[name])
-            for name in rule.rows
+            for name in rows
         }
         sums = [
             {n: each for n, each in half.items() if n not in joined} for half in (first, second)
@@ -123,7 +125,7 @@ def _examples(rule: Rule) -> list[str]:
         order = np.roll(np.arange(m)[::-1], 1)
         shuffled = of_examples(order)
         expected = whole | {
-            name: arithmetic.move(lambda rows: rows[order], whole[name]) for name in rule.rows
+            name: arithmetic.move(lambda rows: rows[order], whole[name]) for name in rows
         }
         wrong = _first_unequal(arithmetic, shuffled, expected)
         if wrong:
