@@ -109,7 +109,7 @@ def test_the_smallest_failing_network_is_small():
 
 
 def test_cases_are_the_same_whoever_draws_them_and_reach_the_ends():
-    again = [networks.draw_case(4, number) for number in range(300)]
+    again = [networks.draw_case(4, number) for number in range(600)]
     assert again == [networks.draw_case(4, number) for number in range(600)]
     depths = {networks.describe_size(case.network) for case in again}
     assert {1, 12} <= depths
