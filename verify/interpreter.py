@@ -45,6 +45,10 @@ CALLS = {
     "remat2": "jaxpr",
 }
 
+FUNCTIONS = {"exp_neg_sq": ("square", "neg", "exp")}
+"""Functions that newer versions of JAX compute by the bits of a float, as the primitives whose
+composition they are: e^(-x²), inside erf's slope."""
+
 INNER = {**CALLS, "scan": "jaxpr"}
 """Equations whose inner program mutants change, at every step alike, instead of the equation."""
 
@@ -171,6 +175,11 @@ def _equation(
 ) -> list[Value]:
     name, params = equation.primitive.name, equation.params
     if name in CALLS:
+        steps = FUNCTIONS.get(_called(params[CALLS[name]]))
+        if steps is not None:
+            for step in steps:
+                values = [arithmetic.primitives[step]({}, *values)]
+            return values
         return _run(params[CALLS[name]], values, arithmetic, hook, place)
     if name == "cond":
         branch = int(arithmetic.decide(values[0]))
@@ -180,6 +189,12 @@ def _equation(
     if name == "scan":
         return _scan(equation, values, arithmetic, hook, place)
     return arithmetic.apply(equation, values)
+
+
+def _called(closed: Any) -> str:
+    """The name of the function that an inner program was traced from."""
+    information = getattr(closed, "jaxpr", closed).debug_info
+    return information.func_name if information else ""
 
 
 def _while(
