@@ -3,8 +3,9 @@
 A mutant is a rule's traced program with one equation changed: its result zeroed, negated, doubled,
 halved, off by 1e-2 ... 1e-5 of itself, one element off by 1%, the last row dropped, an operand
 transposed or left out, an operator or a comparison exchanged, the cases of a selection swapped, an
-index off by one, a sum made a mean or a maximum or taken over another axis, the filter of a
-convolution reversed or with its channels exchanged, its padding or a window off by one.
+index off by one, what is added to a place written over it, a sum made a mean or a maximum or taken
+over another axis, the filter of a convolution reversed or with its channels exchanged, its padding
+or a window off by one.
 `verify.bench` judges them.
 """
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from verify.arithmetic import Arithmetic, is_floating
+from verify.arithmetic.indexing import scatter
 from verify.equivalence import EQUIVALENT as EQUIVALENT
 from verify.interpreter import CALLS, INNER, Program, scan_parts
 from verify.judges import BOUNDS
@@ -177,6 +179,13 @@ def _window_shifted(
     return [arithmetic.primitives[equation.primitive.name](params, *inputs)]
 
 
+def _overwritten(arithmetic: Arithmetic, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
+    """The last update of an element in place of their sum."""
+    operand, places, updates = inputs
+    places = arithmetic.places(places)
+    return [arithmetic.move(lambda a, b: scatter(equation.params, a, b, places), operand, updates)]
+
+
 SWAPS = {
     "add": "sub",
     "sub": "add",
@@ -236,6 +245,10 @@ def changes(equation: Any) -> Iterator[tuple[str, Change]]:
         and max(out.shape, default=1) > 1
     ):
         yield "off by one", _rolled
+    if name in ("gather", "scatter", "scatter-add") and 0 not in shapes[1]:
+        yield "indices off by one", _operand(1, lambda indices: indices + 1)
+    if name == "scatter-add":
+        yield "made a scatter", _overwritten
     if name == "rev" and any(out.shape[axis] > 1 for axis in equation.params["dimensions"]):
         yield "dropped", only_operand(0)
     if name == "reduce_sum" and is_floating(out):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from verify.arithmetic import indexing
 from verify.arithmetic.integers import INTEGERS
 from verify.arithmetic.movement import MOVEMENT
 
@@ -71,6 +72,10 @@ class Arithmetic:
             return self.lower(value).astype(new_dtype)
         return value
 
+    def places(self, value: Any) -> np.ndarray:
+        """Integers that say which elements are read or written."""
+        return np.asarray(value)
+
     def apply(self, equation: Any, values: list[Any]) -> list[Any]:
         """The outputs of one equation that isn't control flow."""
         name, params = equation.primitive.name, equation.params
@@ -85,6 +90,13 @@ class Arithmetic:
                 return [self.from_integers(values[0])]
         if name in MOVEMENT:
             return _as_list(self.move(lambda *arrays: MOVEMENT[name](params, *arrays), *values))
+        if name == "gather":
+            operand, indices = values[0], self.places(values[1])
+            fill = self.lift(np.asarray(params["fill_value"] or 0, equation.outvars[0].aval.dtype))
+            return [self.move(lambda a, b: indexing.gather(params, a, b, indices), operand, fill)]
+        if name == "scatter":
+            operand, indices, new = values[0], self.places(values[1]), values[2]
+            return [self.move(lambda a, b: indexing.scatter(params, a, b, indices), operand, new)]
         if not any(inputs) and name in INTEGERS:
             found = INTEGERS[name](params, *values)
             return [self.lift(found) if outputs[0] else found]

@@ -28,7 +28,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from verify.arithmetic import Arithmetic, Primitive, windows
+from verify.arithmetic import Arithmetic, Primitive, indexing, is_floating, windows
 from verify.arithmetic.convolution import convolve
 from verify.arithmetic.integers import INTEGERS
 from verify.arithmetic.numpy import PRIMITIVES as FLOAT64
@@ -59,7 +59,7 @@ def unit_roundoff(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) / 2
 
 
-def gamma(count: int) -> float:
+def gamma(count: Any) -> Any:
     """γ_n, the bound on n roundings in a row."""
     return count * UNIT / (1 - count * UNIT)
 
@@ -157,6 +157,28 @@ def _sum(params: Any, a: Bounded) -> Bounded:
     if _is_exact(size, a):
         return Bounded(a.value.sum(axes), np.zeros(np.shape(size)))
     return Bounded(a.value.sum(axes), a.bound.sum(axes) + gamma(max(count - 1, 0)) * size)
+
+
+def _scatter_add(params: Any, a: Bounded, indices: Any, updates: Bounded) -> Bounded:
+    """To each element as many updates as meet there: a sum with the element, unless that is 0."""
+
+    def added(to: np.ndarray, each: np.ndarray) -> np.ndarray:
+        return indexing.scatter_add(params, to, indices, each)
+
+    indices = _sure(indices)
+    value, bound = added(a.value, updates.value), added(a.bound, updates.bound)
+    size = added(np.abs(a.value) + a.bound, np.abs(updates.value) + updates.bound)
+    summed = Bounded(*(np.concatenate([np.ravel(x), np.ravel(y)]) for x, y in zip(a, updates)))  # noqa: B905
+    if _is_exact(size, summed):
+        return Bounded(value, np.zeros(value.shape))
+    terms = added((np.abs(a.value) + a.bound > 0) * 1.0, np.ones(updates.value.shape))
+    return Bounded(value, bound + gamma(np.maximum(terms - 1, 0)) * size)
+
+
+def _sure(indices: Any) -> np.ndarray:
+    if isinstance(indices, Doubtful):
+        raise ArithmeticError("what is read or written depends on what rounding may turn")
+    return np.asarray(indices)
 
 
 def _integer_pow(params: Any, a: Bounded) -> Bounded:
@@ -455,6 +477,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "select_and_scatter_add": _scatter_to_extremes,
     "dot_general": _dot,
     "conv_general_dilated": _convolution,
+    "scatter-add": _scatter_add,
 }
 PRIMITIVES |= windows.reductions(PRIMITIVES, _moved)
 
@@ -494,6 +517,9 @@ class ErrorBound(Arithmetic):
             raise ArithmeticError("control flow depends on a comparison that rounding may turn")
         return super().decide(value)
 
+    def places(self, value: Any) -> np.ndarray:
+        return _sure(value)
+
     def move(self, function: Callable[..., Any], *values: Any) -> Any:
         kinds = {type(value) for value in values} & {Bounded, Doubtful}
         if not kinds:
@@ -522,6 +548,9 @@ class ErrorBound(Arithmetic):
                     doubts = [v.doubt if isinstance(v, Doubtful) else _none(v) for v in values]
                     doubt = np.any(np.broadcast_arrays(*doubts), axis=0)
                     return [Doubtful(INTEGERS[name](params, *plain), doubt)]
+                if name == "convert_element_type" and not is_floating(equation.outvars[0].aval):
+                    converted = INTEGERS[name](params, values[0].value)
+                    return [Doubtful(converted, values[0].doubt)]
                 if name in INTEGERS and name not in ("convert_element_type",):
                     raise ArithmeticError(f"{name} of a comparison that rounding may turn")
             return super().apply(equation, values)

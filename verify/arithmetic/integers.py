@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from verify.arithmetic import windows
+from verify.arithmetic import indexing, windows
 
 
 def _iota(params: Any) -> np.ndarray:
@@ -61,5 +61,6 @@ INTEGERS = {
     "reduce_min": lambda params, a: np.min(a, axis=tuple(params["axes"])),
     "reduce_and": lambda params, a: np.all(a, axis=tuple(params["axes"])),
     "reduce_or": lambda params, a: np.any(a, axis=tuple(params["axes"])),
+    "scatter-add": indexing.scatter_add,
     **windows.PLAIN,
 }

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verify.arithmetic import Arithmetic, Primitive, windows
+from verify.arithmetic import Arithmetic, Primitive, indexing, windows
 from verify.arithmetic.convolution import convolve
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -77,6 +77,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "reduce_min": lambda params, a: np.min(a, axis=tuple(params["axes"])),
     "dot_general": contract,
     "conv_general_dilated": convolve,
+    "scatter-add": indexing.scatter_add,
     **windows.PLAIN,
 }
 PRIMITIVES |= windows.reductions(PRIMITIVES, lambda places, a, fill: places(a, fill))

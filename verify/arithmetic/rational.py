@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verify.arithmetic import Arithmetic, Primitive, windows
+from verify.arithmetic import Arithmetic, Primitive, indexing, windows
 from verify.arithmetic.convolution import convolve
 from verify.arithmetic.numpy import contract
 
@@ -89,6 +89,7 @@ EXACT: dict[str, Primitive] = {
     "reduce_min": lambda params, a: elements(np.min(a, axis=tuple(params["axes"]))),
     "dot_general": lambda params, a, b: elements(contract(params, a, b)),
     "conv_general_dilated": lambda params, a, b: elements(convolve(params, a, b)),
+    "scatter-add": indexing.scatter_add,
     **windows.PLAIN,
     **{
         name: of_objects(windows.PLAIN[name])
