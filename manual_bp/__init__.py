@@ -47,6 +47,7 @@ from manual_bp.layers.conv import Conv as Conv
 from manual_bp.layers.conv_transpose import ConvTranspose as ConvTranspose
 from manual_bp.layers.dense import Dense as Dense
 from manual_bp.layers.dropout import Dropout as Dropout
+from manual_bp.layers.embedding import Embedding as Embedding
 from manual_bp.layers.flatten import Flatten as Flatten
 from manual_bp.layers.global_avg_pool import GlobalAvgPool as GlobalAvgPool
 from manual_bp.layers.group_norm import GroupNorm as GroupNorm

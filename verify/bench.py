@@ -311,6 +311,8 @@ def _grossly_differ(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether one is finite where the other isn't, or half as large, or of the other sign."""
     if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
         return True
+    if ours.dtype == theirs.dtype == bool:  # gradients of integers, which are none
+        return not np.array_equal(ours, theirs)
     ours, theirs = ours[np.isfinite(ours)], theirs[np.isfinite(theirs)]
     return bool((np.abs(ours - theirs) > np.maximum(np.abs(ours), np.abs(theirs)) / 2).any())
 

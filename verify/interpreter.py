@@ -7,8 +7,8 @@ values with an error bound. Tracing takes a tenth of the time of compiling, and 
 among what is judged.
 
 Control flow (jit, custom_jvp, custom_vjp, scan, while, cond) is the same in every arithmetic and is
-done here. Integers and booleans are NumPy arrays everywhere; what stands for a float is the
-arithmetic's business.
+done here. Where a program differs between platforms, that of `PLATFORM` is run. Integers and
+booleans are NumPy arrays everywhere; what stands for a float is the arithmetic's business.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.extend.core import primitives
 
 from verify.arithmetic import Arithmetic
 
@@ -48,6 +49,8 @@ CALLS = {
 FUNCTIONS = {"exp_neg_sq": ("square", "neg", "exp")}
 """Functions that newer versions of JAX compute by the bits of a float, as the primitives whose
 composition they are: e^(-x²), inside erf's slope."""
+PLATFORM = "cpu"
+"""The platform whose branch of `jax.lax.platform_dependent` is the program."""
 
 INNER = {**CALLS, "scan": "jaxpr"}
 """Equations whose inner program mutants change, at every step alike, instead of the equation."""
@@ -108,7 +111,41 @@ def trace(function: Callable[..., Any], *args: Any) -> Program:
     """
     with jax.enable_x64(True):
         jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    return Program(jaxpr, jax.tree.structure(shapes))
+    return Program(_of_platform(jaxpr), jax.tree.structure(shapes))
+
+
+def _of_platform(inner: Any) -> Any:
+    """A program, and those within it, with the branch of `PLATFORM` in place of each choice."""
+    if isinstance(inner, tuple | list):
+        found = type(inner)(map(_of_platform, inner)) if not hasattr(inner, "_fields") else inner
+        same = all(one is other for one, other in zip(found, inner, strict=True))
+        return inner if same else found
+    if isinstance(inner, core.ClosedJaxpr):
+        jaxpr = _of_platform(inner.jaxpr)
+        return inner if jaxpr is inner.jaxpr else inner.replace(jaxpr=jaxpr)
+    if not isinstance(inner, core.Jaxpr):
+        return inner
+    equations = []
+    for equation in inner.eqns:
+        params = {name: _of_platform(value) for name, value in equation.params.items()}
+        platforms = params.get("branches_platforms")
+        if equation.primitive.name == "platform_index":
+            continue
+        if platforms is not None:
+            fits = (PLATFORM in (each or (PLATFORM,)) for each in platforms)  # None fits any
+            branch = params["branches"][list(fits).index(True)]
+            equation = equation.replace(
+                primitive=primitives.closed_call_p,
+                invars=equation.invars[1:],
+                params={"call_jaxpr": branch},
+            )
+        elif any(params[name] is not value for name, value in equation.params.items()):
+            equation = equation.replace(params=params)
+        equations.append(equation)
+    same = len(equations) == len(inner.eqns) and all(
+        map(lambda a, b: a is b, equations, inner.eqns)
+    )
+    return inner if same else inner.replace(eqns=equations)
 
 
 def evaluate(

@@ -99,7 +99,7 @@ class Arithmetic:
             return [self.move(lambda a, b: indexing.scatter(params, a, b, indices), operand, new)]
         if not any(inputs) and name in INTEGERS:
             found = INTEGERS[name](params, *values)
-            return [self.lift(found) if outputs[0] else found]
+            return [self.lift(found)] if outputs[0] else _as_list(found)
         if name not in self.primitives:
             raise NotImplementedError(
                 f"arithmetic {self.name!r} doesn't know the primitive {name!r}: add it to "
