@@ -125,15 +125,15 @@ class Embedding(Layer):
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
         tokens, wide = residuals.tokens, accumulation_dtype(dout)
-        start = jnp.where(exist(tokens, self.vocabulary).all(), jnp.zeros((), wide), jnp.nan)
         dW = jax.lax.platform_dependent(
-            jnp.broadcast_to(start, (self.vocabulary, self.features)),
+            jnp.zeros(params.W.shape, wide),
             tokens.reshape(-1),
             dout.astype(wide).reshape(-1, self.features),
             cpu=add_in_order,
             tpu=add_in_order,
             default=add_by_sorting,
         )
+        dW = jnp.where(exist(tokens, self.vocabulary).all(), dW, jnp.nan)
         return Params(dW.astype(params.W.dtype)), no_gradient(tokens)
 
     def readable(self, x: Any) -> Any:
@@ -159,27 +159,27 @@ class Embedding(Layer):
             )
 
 
-def add_in_order(table: jax.Array, tokens: jax.Array, each: jax.Array) -> jax.Array:
-    """table, with each[n] added to row tokens[n], one after the other.
+def add_in_order(zeros: jax.Array, tokens: jax.Array, each: jax.Array) -> jax.Array:
+    """zeros, with each[n] added to row tokens[n], one after the other.
 
     Args:
-        table: (vocabulary, features).
+        zeros: (vocabulary, features).
         tokens: (N,), of which those that don't exist are left out.
         each: (N, features).
     """
-    return table.at[tokens].add(each, mode="drop", wrap_negative_indices=False)
+    return zeros.at[tokens].add(each, mode="drop", wrap_negative_indices=False)
 
 
-def add_by_sorting(table: jax.Array, tokens: jax.Array, each: jax.Array) -> jax.Array:
-    """The same, with one sum for each token, which is added to its row at once."""
+def add_by_sorting(zeros: jax.Array, tokens: jax.Array, each: jax.Array) -> jax.Array:
+    """The same, with one sum for each token, written to its row."""
     order = jnp.argsort(tokens)  # stable: places of a token stay in order
     tokens, each = tokens[order], each[order]
     place = jnp.arange(tokens.size)
     is_first = (place == 0) | (tokens != jnp.roll(tokens, 1))
     is_last = (place == tokens.size - 1) | jnp.roll(is_first, -1)
     _, sums = jax.lax.associative_scan(_join, (is_first[:, None], each))
-    rows = jnp.where(is_last, tokens, len(table))  # the sum up to a token's last place is whole
-    return table.at[rows].add(sums, mode="drop", wrap_negative_indices=False)
+    rows = jnp.where(is_last, tokens, len(zeros))  # the sum up to a token's last place is whole
+    return zeros.at[rows].set(sums, mode="drop", wrap_negative_indices=False)
 
 
 def _join(

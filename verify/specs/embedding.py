@@ -72,7 +72,7 @@ SPECS = (
             (Embedding(5, 3), (2, 4)),
             (Embedding(3, 3), (3, 3)),
             (Embedding(4, 2), (6,)),
-            (Embedding(1, 2), (1, 2)),
+            (Embedding(1, 3), (2,)),
         ),
         reference=reference,
         naive=naive,
