@@ -94,8 +94,9 @@ def _masked(mask: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 
 def _all_but_last_row(value: np.ndarray) -> np.ndarray:
-    mask = np.ones(value.shape)
-    mask[-1] = 0
+    """The last of those that aren't 0: rows of padding may be dropped."""
+    mask, rows = np.ones(value.shape), np.flatnonzero(value.reshape(len(value), -1).any(1))
+    mask[rows[-1] if len(rows) else -1] = 0
     return mask
 
 

@@ -494,12 +494,17 @@ class ErrorBound(Arithmetic):
     def constant(self, array: np.ndarray) -> Any:
         """A constant of a program in a narrower dtype is rounded to it: 0.1 may be off by u |0.1|.
 
-        One or two bits, as those of 0, 1, ½ or 3, are what was meant.
+        One or two bits, as those of 0, 1, ½ or 3, are what was meant. A table of float64 that isn't
+        float32 as well, such as one of cosines, has the accuracy of the math library.
         """
         array = np.asarray(array)
         value = self.lift(array)
-        if not isinstance(value, Bounded) or array.dtype == np.float64:
+        if not isinstance(value, Bounded):
             return value
+        if array.dtype == np.float64:
+            if not array.ndim or (array == array.astype(np.float32)).all():
+                return value
+            return Bounded(array, 2 * LIBRARY_ULPS * UNIT * np.abs(array))
         unit = unit_roundoff(array.dtype)
         meant = np.frexp(value.value)[0] * 4 == np.round(np.frexp(value.value)[0] * 4)
         return Bounded(value.value, np.where(meant, 0, unit * np.abs(value.value)))
