@@ -49,6 +49,7 @@ CALLS = {
 FUNCTIONS = {"exp_neg_sq": ("square", "neg", "exp")}
 """Functions that newer versions of JAX compute by the bits of a float, as the primitives whose
 composition they are: e^(-x²), inside erf's slope."""
+
 PLATFORM = "cpu"
 """The platform whose branch of `jax.lax.platform_dependent` is the program."""
 
