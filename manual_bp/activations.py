@@ -86,7 +86,7 @@ from manual_bp.layer import Tree
 
 def _exp_below(z: jax.Array) -> jax.Array:
     """eᶻ for z ≤ 0: near 0, where it is nearly 1, by the rest."""
-    return jnp.where(z > -0.1, 1 + jnp.expm1(z), jnp.exp(z))
+    return jnp.where(z > -0.5, 1 + jnp.expm1(z), jnp.exp(z))
 
 
 def _sigmoid_parts(z: jax.Array) -> tuple[jax.Array, jax.Array]:
