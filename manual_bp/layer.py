@@ -27,7 +27,6 @@ a walk passes through it. A loss starts the backward pass: its `error` is the no
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -288,11 +287,13 @@ class Combinator(Layer):
 
     def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
         each = [child.gather_taken(seen) for child, seen in zip(self.children, dtaken, strict=True)]
-        nested = {name: tuple(one.get(name, ()) for one in each) for name in NESTED}
+
+        def total(name: str) -> Tree:
+            first, *others = (one[name] for one in each if name in one)
+            return sum(others, first)
+
         return {
-            name: nested[name]
-            if name in NESTED
-            else functools.reduce(operator.add, (one[name] for one in each if name in one))
+            name: tuple(one.get(name, ()) for one in each) if name in NESTED else total(name)
             for name in self.differentiates
         }
 
