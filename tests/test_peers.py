@@ -25,8 +25,10 @@ def test_a_wrong_error_and_a_wrong_gradient_are_seen(peer):
 
         return dataclasses.replace(rule, manual=manual, _traced={})
 
-    names = [name for name in rule.names(*args) if name in rule.manual(*_float32(args))]
+    found = rule.manual(*_float32(args))
+    names = [name for name in rule.names(*args) if name in found]
     assert "dx" in names
+    names = [name for name in names if found[name].dtype != jax.dtypes.float0]  # of tokens
     for name in names:
         assert judges.bounds(with_changed(name), args).first_wrong == name
 

@@ -227,6 +227,24 @@ def peers() -> list[Peer]:
             _flax(nn.PReLU(), lambda params: {"negative_slope": params.slope}),
         ),
         Peer(
+            "flax Embed",
+            mbp.Embedding(5, 3),
+            (2, 4),
+            _flax(nn.Embed(5, 3), lambda params: {"embedding": params.W}),
+        ),
+        Peer(
+            "equinox Embedding",
+            mbp.Embedding(4, 2),
+            (6,),
+            lambda params, x: jax.vmap(eqx.nn.Embedding(weight=params.W))(x),
+        ),
+        Peer(
+            "equinox RotaryPositionalEmbedding",
+            mbp.Rotary(6),
+            (2, 4, 6),
+            lambda params, x: jax.vmap(eqx.nn.RotaryPositionalEmbedding(6, dtype=x.dtype))(x),
+        ),
+        Peer(
             "flax residual block",
             mbp.skip(
                 mbp.sequential(

@@ -20,7 +20,7 @@ from manual_bp.activations import Relu
 from manual_bp.combinators.sequential import Sequential
 from manual_bp.layer import outer_over_examples, sum_over_examples
 from manual_bp.layers.dense import Dense, Params, Residuals
-from verify import rules
+from verify import rules, wrong_formulas_tokens
 from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
@@ -33,6 +33,7 @@ CASES = (
     Case(mbp.mlp([3, 4, 2]), mbp.SoftmaxCrossEntropy(ignored_class=0), (7, 3), seed=(4,)),
     Case(mbp.mlp([3, 2]), mbp.SoftmaxCrossEntropy(ignored_class=1), (9, 3), "ones", seed=(6,)),
     Case(mbp.mlp([3, 3]), mbp.SigmoidBinaryCrossEntropy(), (3, 3), seed=(5,)),
+    *wrong_formulas_tokens.CASES,
 )
 
 
@@ -156,6 +157,7 @@ WRONG: dict[str, Callable[[], Any]] = {
         )
     ),
     "A in place of A - Y": lambda: _softmax_error(lambda loss, z, y, right: jax.nn.softmax(z)),
+    **wrong_formulas_tokens.WRONG,
 }
 
 
