@@ -110,6 +110,21 @@ def check_floating(layer: Layer, x: Any) -> None:
         )
 
 
+def check_activation(what: str, activation: Any) -> None:
+    """Raise unless it is an activation, not a family of them or a function."""
+    if isinstance(activation, Activation):
+        return
+    family = isinstance(activation, type) and issubclass(activation, Activation)
+    advice = (
+        "This one is a family: call it, as in leaky_relu(0.01)."
+        if family
+        else "Use one of manual_bp's, such as manual_bp.relu."
+    )
+    raise TypeError(
+        f"{what}: activation must be an activation of manual_bp, got {activation!r}. {advice}"
+    )
+
+
 def check_axis(kind: str, axis: Any) -> None:
     """Raise unless an axis setting is an int that counts from the end."""
     if isinstance(axis, bool) or not isinstance(axis, int):

@@ -1,0 +1,171 @@
+"""Gated recurrent unit: the state moves part of the way to a candidate, how far a gate says.
+
+Forward, for t = 1 ... T, with h_0 = 0 unless a state is given; r and z are gates in (0, 1):
+
+    p_t = W x_t + b             (3n), in parts p_r, p_z, p_n, in this order
+    q_t = U h_{t-1}             (3n), in parts likewise
+    r = σ(p_r + q_r)            reset
+    z = σ(p_z + q_z)            update: how much stays
+    v = q_n + c
+    n = tanh(p_n + r ⊙ v)       the candidate
+    h_t = (1 - z) ⊙ n + z ⊙ h_{t-1},   out_t = h_t
+
+Backward, given dout_t for every t, for t = T ... 1 (at T + 1 all errors are 0):
+
+    dh = dout_t + z_{t+1} ⊙ dh_{t+1} + Uᵀ dq_{t+1}      from above; from the next step's sum, its z
+    dp_z = dh ⊙ (h_{t-1} - n) ⊙ σ'(p_z + q_z),          dq_z = dp_z
+    dp_n = dh ⊙ (1 - z) ⊙ tanh'(p_n + r ⊙ v),           dq_n = dp_n ⊙ r
+    dp_r = dp_n ⊙ v ⊙ σ'(p_r + q_r),                    dq_r = dp_r
+
+and then, from all of them at once:
+
+    dW = Σ dp_t x_tᵀ,  db = Σ dp_t,  dU = Σ dq_t h_{t-1}ᵀ,  dc = Σ dq_n       over steps and examples
+    dx_t = Wᵀ dp_t,    dh_0 = z_1 ⊙ dh_1 + Uᵀ dq_1
+
+Derivation.  h_t = n + z ⊙ (h_{t-1} - n) is linear in each of n, z and h_{t-1} with the others held:
+∂h/∂n = 1 - z, ∂h/∂z = h_{t-1} - n, ∂h/∂h_{t-1} = z, all diagonal. In the candidate's argument r and
+v are factors of one product: each gets dp_n times the other. h_{t-1} is used twice, in q and in the
+last line, so its gradients add; x_t and h_{t-1} see the errors dp and dq, which differ by the
+factor r in the candidate's part alone.
+
+There are two such networks: here r multiplies after the product with U, as in cuDNN, PyTorch, Flax
+and Equinox, so that q is one product; Cho et al. (2014) have U (r ⊙ h). And z is what stays; in
+some papers it is what is replaced.
+
+Only dp_t needs what is after it. So W x_t is one product for all t before the loop, the loop
+backward makes errors and nothing else, and the gradients are one product each over all steps.
+
+Backward keeps x, h_{t-1}, and the arguments of r, z and n, and v: 5n numbers for each step. 1 - z is
+σ of the negative argument, which doesn't round to 0 where z is nearly 1; slopes are taken from
+arguments for the same reason (see `manual_bp.activations`). The state is carried in at least
+float32: where z is nearly 1, what is added is small beside it.
+
+With a mask, reversed, with a state: `manual_bp.layers._recurrence` says it once for all.
+
+Shapes  x, dx: (m, T, F); out, dout: (m, T, n); W: (3n, F); U: (3n, n); b: (3n,); c: (n,);
+        state: (m, n)
+Sources Cho et al. (2014), arXiv:1406.1078; Chung et al. (2014), arXiv:1412.3555;
+        Saxe et al. (2014), arXiv:1312.6120 (U orthogonal)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.activation import lecun
+from manual_bp.activations import sigmoid, tanh
+from manual_bp.layer import Tree, accumulation_dtype, outer_over_examples, sum_over_examples
+from manual_bp.layers._recurrence import (
+    Recurrent,
+    check_features,
+    check_params,
+    check_sequence,
+    first_state,
+    orthogonal,
+    real_steps,
+    time_first,
+    where_real,
+)
+
+
+class Params(NamedTuple):
+    """W: (3n, F), of the input; U: (3n, n), of the state; b: (3n,), beside W x; in the order r, z,
+    n; c: (n,), beside U_n h."""
+
+    W: Any
+    U: Any
+    b: Any
+    c: Any
+
+
+class Residuals(NamedTuple):
+    """x: (m, T, F); real: the mask as (T, m, 1), or None; before: (T, m, n), h_{t-1}; arguments:
+    (T, m, 3n), of σ, σ and tanh; v: (T, m, n); first, final: (m, n), the state before the first
+    step and after the last."""
+
+    x: jax.Array
+    real: jax.Array | None
+    before: jax.Array
+    arguments: jax.Array
+    v: jax.Array
+    first: jax.Array
+    final: jax.Array
+
+
+@dataclass(frozen=True)
+class GRU(Recurrent):
+    """h_t = (1 - z) ⊙ n + z ⊙ h_{t-1}, with gates r and z and a candidate n, and out_t = h_t.
+
+    Each gate's part of W is drawn after LeCun, since W x then has the variance of x for however
+    many gates; of U it is orthogonal; b and c are 0. `observe` gives the final state.
+
+    Args:
+        features: n, the number of units.
+        masked: whether forward takes mask=..., (m, T) booleans, true where a step is real. At the
+            others the state is carried over unchanged and out repeats it, so that out[:, -1] is the
+            last real one whatever the length.
+        stateful: whether forward takes state=..., h_0 (m, n), or None for zeros; its gradient is
+            dtaken["state"].
+        reverse: whether to run from the last step to the first.
+
+    Raises:
+        TypeError: for a setting or an input of the wrong type.
+        ValueError: for shapes that don't fit.
+
+    Source: Cho et al. (2014), arXiv:1406.1078; Chung et al. (2014), arXiv:1412.3555.
+
+    Example:
+        >>> layer, x = GRU(3), jnp.ones((2, 5, 4))
+        >>> params = layer.init(jax.random.key(0), x)
+        >>> out, residuals = layer.forward(params, x)
+        >>> dparams, dx = layer.backward(params, residuals, jnp.ones_like(out))
+        >>> out.shape, dparams.U.shape, dx.shape
+        ((2, 5, 3), (9, 3), (2, 5, 4))
+    """
+
+    features: int
+    masked: bool = field(default=False, kw_only=True)
+    stateful: bool = field(default=False, kw_only=True)
+    reverse: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_features("GRU", self.features)
+        super().__post_init__()
+
+    def init(self, key: jax.Array, x: Any) -> Params:
+        check_sequence(self, x)
+        n, (of_input, of_state) = self.features, jax.random.split(key)
+        W = lecun(of_input, (3 * n, x.shape[-1]), x.dtype)
+        U = orthogonal(of_state, 3, n, x.dtype)
+        return Params(W, U, jnp.zeros(3 * n, x.dtype), jnp.zeros(n, x.dtype))
+
+    def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        real = self._check(params, x, taken)
+        W, U, b, c = params
+        dtype = jnp.result_type(x, *params)
+        like = jax.ShapeDtypeStruct((len(x), self.features), jnp.promote_types(dtype, jnp.float32))
+        first = first_state(self, "state", taken.get("state"), like)
+        Wx = time_first(x, real) @ W.T
+
+        def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
+            Wx, real = at
+            before = h.astype(dtype)
+            p_r, p_z, p_n = jnp.split(Wx + b, 3, axis=-1)
+            q_r, q_z, q_n = jnp.split(before @ U.T, 3, axis=-1)
+            v = q_n + c
+            of_r, of_z = p_r + q_r, p_z + q_z
+            of_n = p_n + _wide(sigmoid.value, of_r).astype(dtype) * v
+            n, z = _wide(tanh.value, of_n), _wide(sigmoid.value, of_z)
+            h_next = n + z * (h - n)
+            arguments = jnp.concatenate([of_r, of_z, of_n], axis=-1)
+            return where_real(real, h_next, h), (before, arguments, v)
+
+        final, (before, arguments, v) = jax.lax.scan(
+            step, first.astype(like.dtype), (Wx, real), reverse=self.reverse
+        )
+        residuals = Residuals(x, real, before, arguments, v, first, final)
+        return self.outputs(before, final), residuals
