@@ -51,13 +51,18 @@ from manual_bp.layers.embedding import Embedding as Embedding
 from manual_bp.layers.flatten import Flatten as Flatten
 from manual_bp.layers.global_avg_pool import GlobalAvgPool as GlobalAvgPool
 from manual_bp.layers.group_norm import GroupNorm as GroupNorm
+from manual_bp.layers.gru import GRU as GRU
+from manual_bp.layers.last_step import LastStep as LastStep
 from manual_bp.layers.layer_norm import LayerNorm as LayerNorm
+from manual_bp.layers.linear_recurrence import LinearRecurrence as LinearRecurrence
 from manual_bp.layers.log_softmax import LogSoftmax as LogSoftmax
+from manual_bp.layers.lstm import LSTM as LSTM
 from manual_bp.layers.max_pool import MaxPool as MaxPool
 from manual_bp.layers.position_embedding import PositionEmbedding as PositionEmbedding
 from manual_bp.layers.prelu import PReLU as PReLU
 from manual_bp.layers.rms_norm import RMSNorm as RMSNorm
 from manual_bp.layers.rotary import Rotary as Rotary
+from manual_bp.layers.rnn import RNN as RNN
 from manual_bp.layers.scale import Scale as Scale
 from manual_bp.layers.softmax import Softmax as Softmax
 from manual_bp.losses.absolute_error import AbsoluteError as AbsoluteError
@@ -76,6 +81,7 @@ from manual_bp.losses.sigmoid_binary_cross_entropy import (
 )
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from manual_bp.losses.squared_error import SquaredError as SquaredError
+from manual_bp.models.bidirectional import bidirectional as bidirectional
 from manual_bp.models.lenet import lenet as lenet
 from manual_bp.models.mlp import mlp as mlp
 from manual_bp.models.resnet import resnet as resnet

@@ -53,6 +53,9 @@ class Recurrent(Layer):
         """The state, if stateful."""
         return ("state",) * self.stateful
 
+    def stand_in(self, name: str, x: Any) -> Any:
+        return jnp.ones(x.shape[:2], bool) if name == "mask" else super().stand_in(name, x)
+
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
         dparams, dx, _ = self.backward_taken(params, residuals, dout)
         return dparams, dx
@@ -65,11 +68,16 @@ class Recurrent(Layer):
         """dtaken: the gradient of the state, if the layer takes one."""
         return {"state": dstate} if self.stateful else {}
 
-    def outputs(self, before: jax.Array, final: jax.Array) -> jax.Array:
-        """out (m, T, n), from the states before each step (T, m, n) and the final one (m, n)."""
-        last = final[None].astype(before.dtype)
-        after = [last, before[:-1]] if self.reverse else [before[1:], last]
-        return jnp.swapaxes(jnp.concatenate(after), 0, 1)
+
+def at_step_before(values: jax.Array, first: jax.Array, reverse: bool) -> jax.Array:
+    """(T, m, n): the value of the step before, in the order of the run, and at first this one."""
+    first = first[None].astype(values.dtype)
+    return jnp.concatenate([values[1:], first] if reverse else [first, values[:-1]])
+
+
+def outputs(layer: Recurrent, before: jax.Array, final: jax.Array) -> jax.Array:
+    """out (m, T, n): the state after each step, which is that before the next one, or the last."""
+    return jnp.swapaxes(at_step_before(before, final, not layer.reverse), 0, 1)
 
 
 def time_first(values: jax.Array, real: jax.Array | None = None) -> jax.Array:
@@ -123,7 +131,7 @@ def check_params(layer: Layer, kind: type[Any], params: Any, shapes: dict[str, A
             "network.init(key, x)."
         )
     for name, expected in shapes.items():
-        value = getattr(params, name)  # noqa: B009
+        value = params._asdict()[name]
         if not hasattr(value, "shape") or not jnp.issubdtype(value.dtype, jnp.floating):
             given = f"{value.dtype}" if hasattr(value, "dtype") else type(value).__name__
             raise TypeError(f"{layer!r}: {name} must be a floating-point array, got {given}.")

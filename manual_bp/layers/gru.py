@@ -19,7 +19,7 @@ Backward, given dout_t for every t, for t = T ... 1 (at T + 1 all errors are 0):
 
 and then, from all of them at once:
 
-    dW = Σ dp_t x_tᵀ,  db = Σ dp_t,  dU = Σ dq_t h_{t-1}ᵀ,  dc = Σ dq_n       over steps and examples
+    dW = Σ dp_t x_tᵀ,  db = Σ dp_t,  dU = Σ dq_t h_{t-1}ᵀ,  dc = Σ dq_n   (steps, examples)
     dx_t = Wᵀ dp_t,    dh_0 = z_1 ⊙ dh_1 + Uᵀ dq_1
 
 Derivation.  h_t = n + z ⊙ (h_{t-1} - n) is linear in each of n, z and h_{t-1} with the others held:
@@ -35,8 +35,8 @@ some papers it is what is replaced.
 Only dp_t needs what is after it. So W x_t is one product for all t before the loop, the loop
 backward makes errors and nothing else, and the gradients are one product each over all steps.
 
-Backward keeps x, h_{t-1}, and the arguments of r, z and n, and v: 5n numbers for each step. 1 - z is
-σ of the negative argument, which doesn't round to 0 where z is nearly 1; slopes are taken from
+Backward keeps x, h_{t-1}, the arguments of r, z and n, and v: 5n numbers for each step. 1 - z is σ
+of the negative argument, which doesn't round to 0 where z is nearly 1; slopes are taken from
 arguments for the same reason (see `manual_bp.activations`). The state is carried in at least
 float32: where z is nearly 1, what is added is small beside it.
 
@@ -58,7 +58,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import lecun
 from manual_bp.activations import sigmoid, tanh
-from manual_bp.layer import Tree, accumulation_dtype, outer_over_examples, sum_over_examples
+from manual_bp.layer import Tree, outer_over_examples, sum_over_examples
 from manual_bp.layers._recurrence import (
     Recurrent,
     check_features,
@@ -66,6 +66,7 @@ from manual_bp.layers._recurrence import (
     check_sequence,
     first_state,
     orthogonal,
+    outputs,
     real_steps,
     time_first,
     where_real,
@@ -74,7 +75,8 @@ from manual_bp.layers._recurrence import (
 
 class Params(NamedTuple):
     """W: (3n, F), of the input; U: (3n, n), of the state; b: (3n,), beside W x; in the order r, z,
-    n; c: (n,), beside U_n h."""
+    n; c: (n,), beside U_n h.
+    """
 
     W: Any
     U: Any
@@ -84,14 +86,14 @@ class Params(NamedTuple):
 
 class Residuals(NamedTuple):
     """x: (m, T, F); real: the mask as (T, m, 1), or None; before: (T, m, n), h_{t-1}; arguments:
-    (T, m, 3n), of σ, σ and tanh; v: (T, m, n); first, final: (m, n), the state before the first
-    step and after the last."""
+    (T, m, 4n), of σ, σ and tanh, and v; first, final: (m, n), the state before the first step and
+    after the last.
+    """
 
     x: jax.Array
     real: jax.Array | None
     before: jax.Array
     arguments: jax.Array
-    v: jax.Array
     first: jax.Array
     final: jax.Array
 
@@ -154,18 +156,57 @@ class GRU(Recurrent):
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             Wx, real = at
             before = h.astype(dtype)
-            p_r, p_z, p_n = jnp.split(Wx + b, 3, axis=-1)
-            q_r, q_z, q_n = jnp.split(before @ U.T, 3, axis=-1)
-            v = q_n + c
-            of_r, of_z = p_r + q_r, p_z + q_z
-            of_n = p_n + _wide(sigmoid.value, of_r).astype(dtype) * v
-            n, z = _wide(tanh.value, of_n), _wide(sigmoid.value, of_z)
+            p_r, p_z, p_n = jnp.split((Wx + b).astype(h.dtype), 3, axis=-1)
+            q_r, q_z, q_n = jnp.split((before @ U.T).astype(h.dtype), 3, axis=-1)
+            of_r, of_z, v = p_r + q_r, p_z + q_z, q_n + c
+            of_n = p_n + sigmoid.value(of_r) * v
+            n, z = tanh.value(of_n), sigmoid.value(of_z)
             h_next = n + z * (h - n)
-            arguments = jnp.concatenate([of_r, of_z, of_n], axis=-1)
-            return where_real(real, h_next, h), (before, arguments, v)
+            arguments = jnp.concatenate([of_r, of_z, of_n, v], axis=-1).astype(dtype)
+            return where_real(real, h_next, h), (before, arguments)
 
-        final, (before, arguments, v) = jax.lax.scan(
-            step, first.astype(like.dtype), (Wx, real), reverse=self.reverse
-        )
-        residuals = Residuals(x, real, before, arguments, v, first, final)
-        return self.outputs(before, final), residuals
+        begin = first.astype(like.dtype)
+        final, (before, arguments) = jax.lax.scan(step, begin, (Wx, real), reverse=self.reverse)
+        residuals = Residuals(x, real, before, arguments, first, final)
+        return outputs(self, before, final), residuals
+
+    def backward_taken(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[Params, jax.Array, dict[str, Tree]]:
+        x, real, before, arguments, first, final = residuals
+        W, U, b, c = params
+        gates = 2 * self.features  # of r and z: there dp and dq are the same
+
+        def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
+            dout, before, arguments, real = at
+            of_r, of_z, of_n, v = jnp.split(arguments.astype(dh.dtype), 4, axis=-1)
+            dh = dh + dout
+            dp_z = dh * (before - tanh.value(of_n)) * sigmoid.derivative(of_z)
+            dp_n = dh * sigmoid.value(-of_z) * tanh.derivative(of_n)  # 1 - z is σ(-of_z)
+            dp_r = dp_n * v * sigmoid.derivative(of_r)
+            dq_n = dp_n * sigmoid.value(of_r)
+            dp = jnp.concatenate([dp_r, dp_z, dp_n], axis=-1).astype(before.dtype)
+            dq_n = dq_n.astype(before.dtype)
+            dq = jnp.concatenate([dp[:, :gates], dq_n], axis=-1)
+            dh_before = sigmoid.value(of_z) * dh + dq @ U
+            errors = where_real(real, (dp, dq_n), (jnp.zeros_like(dp), jnp.zeros_like(dq_n)))
+            return where_real(real, dh_before, dh), errors
+
+        errors = (time_first(dout), before, arguments, real)
+        dh, (dp, dq_n) = jax.lax.scan(step, jnp.zeros_like(final), errors, reverse=not self.reverse)
+        dW = outer_over_examples(dp, time_first(x, real), like=W)
+        dU_gates = outer_over_examples(dp[..., :gates], before, like=U[:gates])
+        dU_n = outer_over_examples(dq_n, before, like=U[gates:])
+        db = sum_over_examples(dp).astype(b.dtype)
+        dc = sum_over_examples(dq_n).astype(c.dtype)
+        dx = time_first(dp @ W).astype(x.dtype)
+        dparams = Params(dW, jnp.concatenate([dU_gates, dU_n]), db, dc)
+        return dparams, dx, self.taken(dh.astype(first.dtype))
+
+    def _check(self, params: Params, x: Any, taken: dict[str, Any]) -> jax.Array | None:
+        """Raise unless params, x and what is taken are right; returns the mask, time first."""
+        check_sequence(self, x)
+        n = self.features
+        shapes = {"W": (3 * n, x.shape[-1]), "U": (3 * n, n), "b": (3 * n,), "c": (n,)}
+        check_params(self, Params, params, shapes)
+        return real_steps(self, x, taken)

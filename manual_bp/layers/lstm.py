@@ -68,6 +68,7 @@ from manual_bp.layers._recurrence import (
     check_sequence,
     first_state,
     orthogonal,
+    outputs,
     real_steps,
     time_first,
     where_real,
@@ -91,7 +92,8 @@ class State(NamedTuple):
 
 class Residuals(NamedTuple):
     """x: (m, T, F); real: the mask as (T, m, 1), or None; before: the State before each step,
-    (T, m, n) each; z: (T, m, 4n); first, final: the State before the first step, after the last."""
+    (T, m, n) each; z: (T, m, 4n); first, final: the State before the first step, after the last.
+    """
 
     x: jax.Array
     real: jax.Array | None
@@ -176,7 +178,7 @@ class LSTM(Recurrent):
 
         begin = State(first.h.astype(Wx.dtype), first.c.astype(accumulation_dtype(Wx)))
         final, (before, z) = jax.lax.scan(step, begin, (Wx, real), reverse=self.reverse)
-        return self.outputs(before.h, final.h), Residuals(x, real, before, z, first, final)
+        return outputs(self, before.h, final.h), Residuals(x, real, before, z, first, final)
 
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array

@@ -56,6 +56,7 @@ from manual_bp.layers._recurrence import (
     check_sequence,
     first_state,
     orthogonal,
+    outputs,
     real_steps,
     time_first,
     where_real,
@@ -72,7 +73,8 @@ class Params(NamedTuple):
 
 class Residuals(NamedTuple):
     """x: (m, T, F); real: the mask as (T, m, 1), or None; before: (T, m, n), h_{t-1}; kept: what g
-    keeps of z; first, final: (m, n), the state before the first step and after the last."""
+    keeps of z; first, final: (m, n), the state before the first step and after the last.
+    """
 
     x: jax.Array
     real: jax.Array | None
@@ -151,7 +153,7 @@ class RNN(Recurrent):
             step, first.astype(like.dtype), (Wx, real), reverse=self.reverse
         )
         residuals = Residuals(x, real, before, kept, first, final)
-        return self.outputs(before, final), residuals
+        return outputs(self, before, final), residuals
 
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array
