@@ -31,7 +31,6 @@ JAX_NAMES = {
     "jax.dtypes.prng_key",
     "jax.eval_shape",
     "jax.jit",
-    "jax.lax.associative_scan",
     "jax.lax.conv_general_dilated",
     "jax.lax.add",
     "jax.lax.erf",

@@ -69,15 +69,11 @@ class Recurrent(Layer):
         return {"state": dstate} if self.stateful else {}
 
 
-def at_step_before(values: jax.Array, first: jax.Array, reverse: bool) -> jax.Array:
-    """(T, m, n): the value of the step before, in the order of the run, and at first this one."""
-    first = first[None].astype(values.dtype)
-    return jnp.concatenate([values[1:], first] if reverse else [first, values[:-1]])
-
-
 def outputs(layer: Recurrent, before: jax.Array, final: jax.Array) -> jax.Array:
     """out (m, T, n): the state after each step, which is that before the next one, or the last."""
-    return jnp.swapaxes(at_step_before(before, final, not layer.reverse), 0, 1)
+    last = final[None].astype(before.dtype)
+    after = [last, before[:-1]] if layer.reverse else [before[1:], last]
+    return jnp.swapaxes(jnp.concatenate(after), 0, 1)
 
 
 def time_first(values: jax.Array, real: jax.Array | None = None) -> jax.Array:

@@ -7,32 +7,33 @@ Forward, for each feature by itself, for t = 1 ... T, with h_0 = 0 unless a stat
 
 Backward, given dout_t for every t, for t = T ... 1:
 
-    e_t = a e_{t+1} + a dout_t                e_{T+1} = 0: the same recurrence, in reverse
-    dh_t = dout_t + e_{t+1},    dh_0 = e_1
-    dx_t = s dh_t
+    dh_t = dout_t + a dh_{t+1}                dh_{T+1} = 0: the same recurrence, in reverse
+    dx_t = s dh_t,    dh_0 = a dh_1
     dν = a (1 - a) Σ dh_t h_{t-1} - (a² s/(1 + a)) Σ dh_t x_t        over steps and examples
 
-Derivation.  h_t is used in out_t and, times a, in h_{t+1}: dh_t = dout_t + a dh_{t+1}. The second
-term is the error e_{t+1} that step t + 1 hands on, e_t = a dh_t. a is used T times, with h_{t-1},
-so its gradient is Σ dh_t h_{t-1}; s likewise with x_t. ν enters through both:
+Derivation.  h_t is used in out_t and, times a, in h_{t+1}: dh adds both. a is used T times, with
+h_{t-1}, so its gradient is Σ dh_t h_{t-1}; s likewise with x_t. ν enters through both:
 da/dν = σ' = a (1 - a), and ds/da = -a/s, so ds/dν = -a² (1 - a)/s = -a² s/(1 + a), the last since
 s² = (1 - a)(1 + a).
 
 Why s.  If x is white noise of variance 1, then Var h = s² (1 + a² + a⁴ + ...) = s²/(1 - a²) = 1
 for any a: without it, slow features would be larger than fast ones, 22 times at a = 0.999.
 
-Why a scan isn't needed.  Each step is an affine map, h ↦ a h + u; two of them one after the other
-are one again, (a, u) then (a', u') is (a' a, a' u + u'). This composition is associative, so all T
-prefixes can be had in ⌈log₂ T⌉ rounds (Blelloch, 1990), each over the whole sequence at once: for
-the forward pass, and reversed for the backward pass. The first entry of prefix t, a^t, is what of
-h_0 is left at t.
+Why no step has to wait for the one before.  Two steps are one of the same kind,
+
+    h_{t+1} = a h_t + u_{t+1} = a² h_{t-1} + (a u_t + u_{t+1}),
+
+so every second h is a recurrence of half the length, with a² and a u_t + u_{t+1}; from those the
+others follow at once. Halved again and again, T steps take 2 log₂ T rounds of products over whole
+arrays, about 3T in all (Blelloch's prefix sums; jax.lax.associative_scan is the same for any
+associative operation, and carries two arrays where a alone is shared here).
 
 Accuracy.  1 - a is σ(-ν) and 1 - a² is σ(-ν)(1 + a), neither of which is a difference of nearly
 equal numbers, and nothing is divided by s. At ν = 20, in float32, σ(ν) is 1: there autodiff of
 √(1 - a²) divides by 0. States are in at least float32.
 
 Backward keeps x and h_t. With a mask the map of a step that isn't real is h ↦ h: a is 1 there and
-u is 0, and so is dh in the sums. Reversed, with a state: `manual_bp.layers._recurrence`.
+u is 0. Reversed, with a state: `manual_bp.layers._recurrence`.
 
 Shapes  x, out, dout, dx: (m, T, F); ν = rate: (F,); state: (m, F)
 Sources Orvieto et al. (2023), Resurrecting recurrent neural networks for long sequences,
@@ -52,12 +53,12 @@ from manual_bp.activations import sigmoid
 from manual_bp.layer import Tree, accumulation_dtype, sum_over_examples
 from manual_bp.layers._recurrence import (
     Recurrent,
-    at_step_before,
     check_params,
     check_sequence,
     first_state,
     real_steps,
     time_first,
+    where_real,
 )
 
 
@@ -68,8 +69,8 @@ class Params(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """x: (m, T, F); real: the mask as (T, m, 1), or None; h: (T, m, F), the state after each step;
-    first: (m, F), before the first; final: (m, F), after the last.
+    """x: (m, T, F); real: the mask as (T, m, 1), or None; h: (T, m, F), the state after each step,
+    in the order of the run; first: (m, F), before the first; final: (m, F), after the last.
     """
 
     x: jax.Array
@@ -123,29 +124,36 @@ class LinearRecurrence(Recurrent):
         a, _, s = _weights(params, x)
         like = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), s.dtype)
         first = first_state(self, "state", taken.get("state"), like)
-        u = s * time_first(x, real)
-        left, h = _prefixes(_of_steps(a, real, u), u, self.reverse)
-        if self.stateful:
-            h = h + left * first
-        out = time_first(h).astype(jnp.result_type(x, params.rate))
-        return out, Residuals(x, real, h, first, h[0] if self.reverse else h[-1])
+        u, stays = s * self._in_order(time_first(x, real)), self._stays(a, real)
+        u_1 = u[:1] + _at(slice(0, 1), stays) * first
+        h = _accumulated(_at(slice(1, None), stays), jnp.concatenate([u_1, u[1:]]))
+        out = time_first(self._in_order(h)).astype(jnp.result_type(x, params.rate))
+        return out, Residuals(x, real, h, first, h[-1])
 
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, Tree]]:
-        x, real, h, first, final = residuals
+        x, real, h, first, _ = residuals
         a, rest, s = _weights(params, x)
-        dout, of_steps = time_first(dout), _of_steps(a, real, h)
-        _, e = _prefixes(of_steps, of_steps * dout, not self.reverse)
-        dh = dout + at_step_before(e, jnp.zeros_like(final), not self.reverse)
-        du = dh if real is None else jnp.where(real, dh, 0)
-        from_h = sum_over_examples(du * at_step_before(h, first, self.reverse))
-        from_x = sum_over_examples(du * time_first(x, real))
-        drate = a * rest * from_h - jnp.square(a) * s / (1 + a) * from_x
-        dx = time_first(s * du).astype(x.dtype)
-        dstate = e[-1] if self.reverse else e[0]
+        stays, dout = self._stays(a, real), self._in_order(time_first(dout)).astype(h.dtype)
+        dh = _accumulated(_at(slice(None, 0, -1), stays), dout[::-1])[::-1]
+        dstate = _at(0, stays) * dh[0]
+        du = where_real(None if real is None else self._in_order(real), dh, jnp.zeros_like(dh))
+        before = jnp.concatenate([first[None].astype(h.dtype), h[:-1]])
+        of_h = sum_over_examples(du * before)
+        of_x = sum_over_examples(du * self._in_order(time_first(x, real)))
+        drate = a * rest * of_h - jnp.square(a) * s / (1 + a) * of_x
+        dx = time_first(self._in_order(s * du)).astype(x.dtype)
         dparams = Params(drate.astype(params.rate.dtype))
         return dparams, dx, self.taken(dstate.astype(first.dtype))
+
+    def _in_order(self, values: jax.Array) -> jax.Array:
+        """Steps in the order of the run, or back in that of time."""
+        return values[::-1] if self.reverse else values
+
+    def _stays(self, a: jax.Array, real: jax.Array | None) -> jax.Array:
+        """a for each step in the order of the run, 1 where it isn't real; or a alone, (F,)."""
+        return a if real is None else jnp.where(self._in_order(real), a, 1)
 
 
 def _weights(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -155,17 +163,26 @@ def _weights(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
     return a, rest, jnp.sqrt(rest * (1 + a))
 
 
-def _of_steps(a: jax.Array, real: jax.Array | None, like: jax.Array) -> jax.Array:
-    """a for each step of `like`, (T, m, F), 1 where it isn't real; without a mask (T, 1, F)."""
-    if real is None:
-        return jnp.broadcast_to(a, (len(like), 1, *a.shape))
-    return jnp.where(real, a, 1)
+def _accumulated(stays: jax.Array, u: jax.Array) -> jax.Array:
+    """h_t = stays_{t-1} h_{t-1} + u_t along the first axis, from h_0 = u_0.
+
+    Args:
+        stays: (T - 1, m, F), or (F,) where it is the same at all steps.
+        u: (T, m, F).
+    """
+    if len(u) == 1:
+        return u
+    into_odd, into_even = _at(slice(0, None, 2), stays), _at(slice(1, None, 2), stays)
+    in_pairs = into_odd * u[:-1:2] + u[1::2]
+    pairs, rest = len(in_pairs), len(u[2::2])
+    of_pairs = _at(slice(0, pairs - 1), into_even) * _at(slice(1, None), into_odd)
+    odd, even = _accumulated(of_pairs, in_pairs), u[:1]
+    if rest:
+        even = jnp.concatenate([even, into_even * odd[:rest] + u[2::2]])
+    both = jnp.stack([even[:pairs], odd], axis=1).reshape(2 * pairs, *u.shape[1:])
+    return both if len(even) == pairs else jnp.concatenate([both, even[pairs:]])
 
 
-def _prefixes(a: jax.Array, u: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
-    """The maps h ↦ a h + u of all steps up to each, as one map."""
-
-    def then(first: Any, second: Any) -> Any:
-        return second[0] * first[0], second[0] * first[1] + second[1]
-
-    return jax.lax.associative_scan(then, (a, u), reverse=reverse)
+def _at(which: Any, stays: jax.Array) -> jax.Array:
+    """Those of these steps; what is the same at all steps has no time."""
+    return stays if stays.ndim == 1 else stays[which]

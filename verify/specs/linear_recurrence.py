@@ -65,9 +65,8 @@ SPECS = (
         samples=(
             (LinearRecurrence(), (2, 5, 3)),
             (LinearRecurrence(masked=True, stateful=True), (3, 4, 2)),
-            (LinearRecurrence(masked=True, stateful=True, reverse=True), (2, 5, 2)),
+            (LinearRecurrence(masked=True, stateful=True, reverse=True), (2, 3, 2)),
             (LinearRecurrence(reverse=True), (2, 2, 2)),
-            (LinearRecurrence(stateful=True), (2, 1, 1)),
         ),
         reference=reference,
         naive=naive,

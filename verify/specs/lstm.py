@@ -65,7 +65,10 @@ def draw(rng: np.random.Generator, shape: Shape) -> LSTM | None:
 def by_hand(z: jax.Array) -> jax.Array:
     """The derivative after the forget gate's bias, with c = 1 and all other numbers 0."""
     layer, none = LSTM(1, stateful=True), jnp.zeros((4, 1), z.dtype)
-    params, x = Params(none, none, jnp.zeros(4, z.dtype).at[1].set(z)), jnp.zeros((1, 1, 1), z.dtype)
+    params, x = (
+        Params(none, none, jnp.zeros(4, z.dtype).at[1].set(z)),
+        jnp.zeros((1, 1, 1), z.dtype),
+    )
     state = State(jnp.zeros((1, 1), z.dtype), jnp.ones((1, 1), z.dtype))
     out, residuals = layer.forward(params, x, state=state)
     return layer.backward(params, residuals, jnp.ones_like(out))[0].b[1]

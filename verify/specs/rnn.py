@@ -112,9 +112,7 @@ SPECS = (
             ),
             BadInput(
                 "RNN: U that isn't square",
-                lambda: RNN(3).forward(
-                    PARAMS._replace(U=jnp.zeros((3, 4))), jnp.zeros((2, 5, 4))
-                ),
+                lambda: RNN(3).forward(PARAMS._replace(U=jnp.zeros((3, 4))), jnp.zeros((2, 5, 4))),
                 ValueError,
                 ("RNN(3)", "U has shape (3, 4)", "expected (3, 3)"),
             ),
