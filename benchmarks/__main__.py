@@ -6,10 +6,10 @@ import argparse
 import json
 import pathlib
 
-from benchmarks import stack
+from benchmarks import lstm, stack
 from benchmarks.measuring import show
 
-BENCHMARKS = {"stack": stack}
+BENCHMARKS = {"stack": stack, "lstm": lstm}
 
 
 def main(arguments: list[str] | None = None) -> None:

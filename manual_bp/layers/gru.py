@@ -85,15 +85,15 @@ class Params(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """x: (m, T, F); real: the mask as (T, m, 1), or None; before: (T, m, n), h_{t-1}; arguments:
-    (T, m, 4n), of σ, σ and tanh, and v; first, final: (m, n), the state before the first step and
+    """x: (m, T, F); real: the mask as (T, m, 1), or None; before: (T, m, n), h_{t-1}; arguments: of
+    σ, σ and tanh, and v, (T, m, n) each; first, final: (m, n), the state before the first step and
     after the last.
     """
 
     x: jax.Array
     real: jax.Array | None
     before: jax.Array
-    arguments: jax.Array
+    arguments: list[jax.Array]
     first: jax.Array
     final: jax.Array
 
@@ -162,7 +162,7 @@ class GRU(Recurrent):
             of_n = p_n + sigmoid.value(of_r) * v
             n, z = tanh.value(of_n), sigmoid.value(of_z)
             h_next = n + z * (h - n)
-            arguments = jnp.concatenate([of_r, of_z, of_n, v], axis=-1).astype(dtype)
+            arguments = [each.astype(dtype) for each in (of_r, of_z, of_n, v)]
             return where_real(real, h_next, h), (before, arguments)
 
         begin = first.astype(like.dtype)
@@ -179,21 +179,21 @@ class GRU(Recurrent):
 
         def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             dout, before, arguments, real = at
-            of_r, of_z, of_n, v = jnp.split(arguments.astype(dh.dtype), 4, axis=-1)
+            of_r, of_z, of_n, v = (each.astype(dh.dtype) for each in arguments)
             dh = dh + dout
             dp_z = dh * (before - tanh.value(of_n)) * sigmoid.derivative(of_z)
             dp_n = dh * sigmoid.value(-of_z) * tanh.derivative(of_n)  # 1 - z is σ(-of_z)
             dp_r = dp_n * v * sigmoid.derivative(of_r)
-            dq_n = dp_n * sigmoid.value(of_r)
             dp = jnp.concatenate([dp_r, dp_z, dp_n], axis=-1).astype(before.dtype)
-            dq_n = dq_n.astype(before.dtype)
-            dq = jnp.concatenate([dp[:, :gates], dq_n], axis=-1)
-            dh_before = sigmoid.value(of_z) * dh + dq @ U
-            errors = where_real(real, (dp, dq_n), (jnp.zeros_like(dp), jnp.zeros_like(dq_n)))
-            return where_real(real, dh_before, dh), errors
+            dp = where_real(real, dp, jnp.zeros_like(dp))
+            dq_n = dp_n * sigmoid.value(of_r)
+            dq = jnp.concatenate([dp_r, dp_z, dq_n], axis=-1).astype(before.dtype)
+            return where_real(real, sigmoid.value(of_z) * dh + dq @ U, dh), dp
 
         errors = (time_first(dout), before, arguments, real)
-        dh, (dp, dq_n) = jax.lax.scan(step, jnp.zeros_like(final), errors, reverse=not self.reverse)
+        dh, dp = jax.lax.scan(step, jnp.zeros_like(final), errors, reverse=not self.reverse)
+        r = sigmoid.value(arguments[0].astype(dh.dtype)).astype(dp.dtype)
+        dq_n = dp[..., gates:] * r  # again, which takes less memory than to keep it
         dW = outer_over_examples(dp, time_first(x, real), like=W)
         dU_gates = outer_over_examples(dp[..., :gates], before, like=U[:gates])
         dU_n = outer_over_examples(dq_n, before, like=U[gates:])

@@ -92,13 +92,14 @@ class State(NamedTuple):
 
 class Residuals(NamedTuple):
     """x: (m, T, F); real: the mask as (T, m, 1), or None; before: the State before each step,
-    (T, m, n) each; z: (T, m, 4n); first, final: the State before the first step, after the last.
+    (T, m, n) each; z: its parts, likewise; first, final: the State before the first step, and after
+    the last.
     """
 
     x: jax.Array
     real: jax.Array | None
     before: State
-    z: jax.Array
+    z: list[jax.Array]
     first: State
     final: State
 
@@ -163,8 +164,9 @@ class LSTM(Recurrent):
         def step(state: State, at: Any) -> tuple[State, Any]:
             Wx, real = at
             h, c = state
-            z = Wx + h @ U.T + b  # b here, not in Wx: there it would be another pass over T
-            z_i, z_f, z_g, z_o = _parts(z)
+            # b is added here: to add it to Wx would be another pass over all steps
+            z = jnp.split(Wx + h @ U.T + b, 4, axis=-1)
+            z_i, z_f, z_g, z_o = _wide(z)
             i, f, g, o = (
                 sigmoid.value(z_i),
                 sigmoid.value(z_f),
@@ -188,7 +190,7 @@ class LSTM(Recurrent):
 
         def step(dstate: State, at: Any) -> tuple[State, Any]:
             dout, c, z, real = at
-            z_i, z_f, z_g, z_o = _parts(z)
+            z_i, z_f, z_g, z_o = _wide(z)
             i, f, g, o = (
                 sigmoid.value(z_i),
                 sigmoid.value(z_f),
@@ -202,7 +204,7 @@ class LSTM(Recurrent):
             dz_f = dc * c * sigmoid.derivative(z_f)
             dz_g = dc * i * tanh.derivative(z_g)
             dz_o = dh * tanh.value(c_next) * sigmoid.derivative(z_o)
-            dz = jnp.concatenate([dz_i, dz_f, dz_g, dz_o], axis=-1).astype(z.dtype)
+            dz = jnp.concatenate([dz_i, dz_f, dz_g, dz_o], axis=-1).astype(z[0].dtype)
             dz = where_real(real, dz, jnp.zeros_like(dz))
             return where_real(real, State(dz @ U, dc * f), State(dh, dstate.c)), dz
 
@@ -241,6 +243,6 @@ class LSTM(Recurrent):
         return real_steps(self, x, taken)
 
 
-def _parts(z: jax.Array) -> list[jax.Array]:
+def _wide(z: list[jax.Array]) -> list[jax.Array]:
     """z_i, z_f, z_g and z_o, in at least float32."""
-    return jnp.split(z.astype(accumulation_dtype(z)), 4, axis=-1)
+    return [each.astype(accumulation_dtype(each)) for each in z]

@@ -145,7 +145,7 @@ class RNN(Recurrent):
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             Wx, real = at
-            z = Wx + h @ U.T + b  # b here, not in Wx: there it would be another pass over T
+            z = Wx + h @ U.T + b  # b here: to add it to Wx would be another pass over all steps
             h_next, kept = self.activation.forward((), z)
             return where_real(real, h_next, h), (h, kept)
 

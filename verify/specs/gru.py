@@ -84,11 +84,9 @@ SPECS = (
     LayerSpec(
         layer=GRU,
         samples=(
-            (GRU(3), (2, 3, 2)),
-            (GRU(2, masked=True, stateful=True), (3, 3, 1)),
-            (GRU(2, stateful=True, reverse=True), (2, 2, 2)),
-            (GRU(1, masked=True, reverse=True), (1, 4, 2)),
-            (GRU(2), (3, 1, 3)),
+            (GRU(2), (2, 3, 1)),
+            (GRU(1, masked=True, stateful=True, reverse=True), (3, 3, 2)),
+            (GRU(2, stateful=True), (2, 2, 2)),  # square everywhere
         ),
         reference=reference,
         naive=naive,
