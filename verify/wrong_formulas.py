@@ -21,6 +21,8 @@ from manual_bp.combinators.sequential import Sequential
 from manual_bp.layer import outer_over_examples, sum_over_examples
 from manual_bp.layers.dense import Dense, Params, Residuals
 from verify import rules, wrong_formulas_tokens
+from verify import rules
+from verify import wrong_formulas_recurrent as recurrent
 from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
@@ -160,6 +162,10 @@ WRONG: dict[str, Callable[[], Any]] = {
     **wrong_formulas_tokens.WRONG,
 }
 
+OWN_CASES = {**recurrent.OWN_CASES}
+"""The cases of mistakes that show in no network above."""
+WRONG |= recurrent.WRONG
+
 
 @contextmanager
 def put_in(name: str) -> Iterator[None]:
@@ -180,7 +186,7 @@ def judge(case: Case) -> Verdict:
 def caught_by(name: str) -> str | None:
     """The first wrong intermediate in the first case that shows this mistake, None if none does."""
     with put_in(name):
-        verdicts = (judge(case) for case in CASES)
+        verdicts = (judge(case) for case in OWN_CASES.get(name, CASES))
         return next((verdict.first_wrong for verdict in verdicts if not verdict.ok), None)
 
 
@@ -189,7 +195,8 @@ def run(report: Report) -> None:
     what = "formulas broken on purpose: failed is what was not caught"
     level = report.level("wrong formulas", what)
     with report.working("wrong formulas", len(WRONG) + 1) as advance:
-        alarms = [str(case) for case in CASES if not judge(case).ok]
+        every = (*CASES, *dict.fromkeys(case for own in OWN_CASES.values() for case in own))
+        alarms = [str(case) for case in every if not judge(case).ok]
         level.judged(not alarms, failure=f"false alarm: {alarms}")
         advance("none")
         for name in WRONG:
