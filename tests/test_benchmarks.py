@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import stack
+from benchmarks import lstm, stack
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -29,6 +29,20 @@ def test_every_row_is_measured_and_memory_is_within_its_targets(monkeypatch, tmp
         if row["what"].startswith("memory"):
             assert row["ratio"] <= row["target"], row
     assert "target" in capsys.readouterr().out
+
+
+def test_recurrent_layers_need_less_memory_than_the_scan(monkeypatch, capsys):
+    measure = lstm.measure
+    small = lstm.Size(steps=64, examples=8, features=64)
+    monkeypatch.setattr(lstm, "measure", lambda rounds: measure((small,), rounds))
+    benchmarks.main(["lstm", "--rounds", "1"])
+    rows = measure((small,), 1)
+    assert len(rows) == 4 * len(lstm.KINDS)
+    for row in rows:
+        if row.unit == "MiB":
+            assert row.target is not None
+            assert row.ratio <= row.target, row
+    assert "LSTM, T 64" in capsys.readouterr().out
 
 
 def test_an_unknown_benchmark_is_an_error(capsys):

@@ -152,6 +152,62 @@ def _eqx_convnet(params: Any, x: jax.Array) -> jax.Array:
     return jax.vmap(one)(x)
 
 
+def _gates(params: Any, names: str) -> list[tuple[str, Any, Any, Any]]:
+    """(name, W, U, b) of each gate; flax keeps them apart, with W and U as (n_in, n_out)."""
+    split = [jnp.split(each, len(names)) for each in params[:3]]
+    return [(name, W.T, U.T, b) for name, W, U, b in zip(names, *split, strict=True)]
+
+
+def _flax_rnn(params: Any) -> dict[str, Any]:
+    return {"i": {"kernel": params.W.T, "bias": params.b}, "h": {"kernel": params.U.T}}
+
+
+def _flax_lstm(params: Any) -> dict[str, Any]:
+    gates = _gates(params, "ifgo")
+    of_input = {f"i{name}": {"kernel": W} for name, W, _, _ in gates}
+    return of_input | {f"h{name}": {"kernel": U, "bias": b} for name, _, U, b in gates}
+
+
+def _flax_gru(params: Any) -> dict[str, Any]:
+    gates = _gates(params, "rzn")
+    cell = {f"i{name}": {"kernel": W, "bias": b} for name, W, _, b in gates}
+    cell |= {f"h{name}": {"kernel": U} for name, _, U, _ in gates}
+    cell["hn"]["bias"] = params.c
+    return cell
+
+
+def _flax_over_time(
+    cell: Any, convert: Callable[[Any], Any], carry: Callable[[Any], Any] = lambda state: state
+) -> Function:
+    """A flax cell in flax's scan over time, with its own order of the state."""
+
+    def run(params: Any, x: jax.Array, state: Any) -> Any:
+        variables = {"params": {"cell": convert(params)}}
+        return nn.RNN(cell).apply(variables, x, initial_carry=carry(state))
+
+    return run
+
+
+def _eqx_over_time(kind: Any, parts: int, reverse: bool = False) -> Function:
+    """An equinox cell in a scan over time, example by example."""
+
+    def run(params: Any, x: jax.Array) -> jax.Array:
+        n = params.U.shape[-1]
+        values = {"weight_ih": params.W, "weight_hh": params.U, "bias": params.b}
+        values |= {"bias_n": params.c} if "c" in params._fields else {}
+        cell = _filled(_empty(kind, x.shape[-1], n), **values)
+
+        def step(state: Any, x: jax.Array) -> Any:
+            state = cell(x, state)
+            return state, state[0] if parts > 1 else state
+
+        zeros = jnp.zeros(n, x.dtype)
+        first = (zeros,) * parts if parts > 1 else zeros
+        return jax.vmap(lambda each: jax.lax.scan(step, first, each, reverse=reverse)[1])(x)
+
+    return run
+
+
 def peers() -> list[Peer]:
     """Layers and networks that flax or equinox has too."""
     images = (2, 6, 5, 4)
@@ -281,6 +337,42 @@ def peers() -> list[Peer]:
             lambda params, x: jax.vmap(
                 _filled(eqx.nn.LayerNorm(5), weight=params.scale, bias=params.shift)
             )(x),
+        ),
+        Peer(
+            "flax SimpleCell in RNN, from a state",
+            mbp.RNN(3, stateful=True),
+            (2, 3, 2),
+            _flax_over_time(nn.SimpleCell(3), _flax_rnn),
+        ),
+        Peer(
+            "flax OptimizedLSTMCell in RNN, from a state",
+            mbp.LSTM(3, stateful=True),
+            (2, 3, 2),
+            _flax_over_time(nn.OptimizedLSTMCell(3), _flax_lstm, lambda state: (state.c, state.h)),
+        ),
+        Peer(
+            "flax LSTMCell in RNN, from a state",
+            mbp.LSTM(2, stateful=True),
+            (3, 2, 4),
+            _flax_over_time(nn.LSTMCell(2), _flax_lstm, lambda state: (state.c, state.h)),
+        ),
+        Peer(
+            "flax GRUCell in RNN, from a state",
+            mbp.GRU(3, stateful=True),
+            (2, 3, 2),
+            _flax_over_time(nn.GRUCell(3), _flax_gru),
+        ),
+        Peer(
+            "equinox LSTMCell in a scan",
+            mbp.LSTM(3),
+            (2, 3, 2),
+            _eqx_over_time(eqx.nn.LSTMCell, 2),
+        ),
+        Peer(
+            "equinox GRUCell in a scan in reverse",
+            mbp.GRU(3, reverse=True),
+            (2, 3, 2),
+            _eqx_over_time(eqx.nn.GRUCell, 1, reverse=True),
         ),
     ]
 
