@@ -27,14 +27,17 @@ def _case(layer: Any, seed: int) -> Case:
     return Case(network, mbp.SquaredError(), (3, 3, 2), seed=(seed,))
 
 
+def _cases(plain: Any, masked: Any) -> tuple[Case, ...]:
+    return _case(plain, 1), _case(masked, 2)
+
+
 CASES = {
-    kind: (_case(kind(*units), 1), _case(kind(*units, masked=True, reverse=True), 2))
-    for kind, units in (
-        (mbp.LSTM, (2,)),
-        (mbp.GRU, (2,)),
-        (mbp.RNN, (2,)),
-        (mbp.LinearRecurrence, ()),
-    )
+    mbp.LSTM: _cases(mbp.LSTM(2), mbp.LSTM(2, masked=True, reverse=True)),
+    mbp.GRU: _cases(mbp.GRU(2), mbp.GRU(2, masked=True, reverse=True)),
+    mbp.RNN: _cases(mbp.RNN(2), mbp.RNN(2, masked=True, reverse=True)),
+    mbp.LinearRecurrence: _cases(
+        mbp.LinearRecurrence(), mbp.LinearRecurrence(masked=True, reverse=True)
+    ),
 }
 
 

@@ -46,4 +46,4 @@ def bidirectional(layer: Layer) -> Parallel:
         raise ValueError(
             f"bidirectional: {layer!r} runs in reverse already: leave out reverse=True."
         )
-    return parallel(layer, replace(layer, reverse=True))
+    return parallel(layer, replace(layer, reverse=True))  # pyright: ignore[reportArgumentType]
