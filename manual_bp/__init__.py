@@ -61,8 +61,8 @@ from manual_bp.layers.max_pool import MaxPool as MaxPool
 from manual_bp.layers.position_embedding import PositionEmbedding as PositionEmbedding
 from manual_bp.layers.prelu import PReLU as PReLU
 from manual_bp.layers.rms_norm import RMSNorm as RMSNorm
-from manual_bp.layers.rotary import Rotary as Rotary
 from manual_bp.layers.rnn import RNN as RNN
+from manual_bp.layers.rotary import Rotary as Rotary
 from manual_bp.layers.scale import Scale as Scale
 from manual_bp.layers.softmax import Softmax as Softmax
 from manual_bp.losses.absolute_error import AbsoluteError as AbsoluteError
