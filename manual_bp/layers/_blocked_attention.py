@@ -1,0 +1,236 @@
+"""Attention in blocks: the same function without the T x S matrix, in memory linear in T.
+
+Queries come in blocks of b rows, keys and values in blocks of b' rows, and one block of scores is
+there at a time. A block that no query in it may read, above the diagonal of a causal S or outside
+of a window, is not computed at all.
+
+Forward.  Softmax needs the sum over all keys before any part of O is right. But with a reference μ
+in place of the largest score,
+
+    O_t = Σ_s e^{S_ts - μ} V_s / Σ_s e^{S_ts - μ}
+
+for every μ: numerator and denominator have the same factor. So both are summed block by block with
+the largest score so far, and where a block raises it from μ to μ', what was summed is rescaled:
+
+    μ' = max(μ, max_s S_ts)                             s in the block
+    numerator   ← e^{μ - μ'} numerator + Σ_s e^{S_ts - μ'} V_s
+    denominator ← e^{μ - μ'} denominator + Σ_s e^{S_ts - μ'}
+
+At the end O = numerator/denominator, and L_t = μ + log denominator = log Σ_s e^{S_ts} is kept, one
+number for each query.
+
+Backward.  With L, a block of P needs no other block, since dividing by the sum is subtracting its
+logarithm:
+
+    P_ts = e^{S_ts} / Σ_s' e^{S_ts'} = e^{S_ts - L_t}
+
+exactly, so P is computed again from Q, K and L. One term of dS = P ⊙ (dP - D) reaches across
+blocks, D_t = Σ_s dP_ts P_ts over all keys. With dP_ts = Σ_j dO_tj V_sj the sums exchange,
+
+    D_t = Σ_s P_ts Σ_j dO_tj V_sj = Σ_j dO_tj Σ_s P_ts V_sj = Σ_j dO_tj O_tj
+
+and D = rowsum(dO ⊙ O) is known before the first block. Then for each block of queries i and keys j:
+
+    P = e^{S - L_i},   dS = P ⊙ (dO_i V_jᵀ - D_i) ⊙ (1 - tanh²)
+    dV_j += Pᵀ dO_i,   dQ_i += scale · dS K_j,   dK_j += scale · dSᵀ Q_i
+
+P is masked here, where `_attention` needs no mask: it isn't kept, and e^{S - L} isn't 0 where
+nothing may be read.
+
+Where T or S is no multiple of a block, zeros fill the last one: keys of that kind may not be read,
+and queries have dO = 0. Blocks that are needed are numbered when the program is traced, and one scan
+runs over their list: the program is as long for any T.
+
+Backward keeps Q, K, V, O and L: 4 d + 1 numbers for each position and head, where `_attention` keeps
+3 d + T. It pays for that with one more product of Q and K.
+
+Source  Milakov & Gimelshein (2018), arXiv:1805.02867; Rabe & Staats (2021), arXiv:2112.05682;
+        Dao, Fu, Ermon, Rudra & Ré (2022), FlashAttention, arXiv:2205.14135
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manual_bp.layers._attention import (
+    How,
+    Masks,
+    in_wide,
+    lowest,
+    may_read,
+    not_empty,
+    score,
+    through_cap,
+    where,
+)
+
+
+class Grid(NamedTuple):
+    """How S is cut into blocks."""
+
+    queries: int
+    """T."""
+    keys: int
+    """S."""
+    rows: int
+    """b, the queries in a block."""
+    columns: int
+    """b', the keys in a block."""
+
+    def needed(self, how: How) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks (i, j) in which some query may read some key, row by row."""
+        down, across = -(-self.queries // self.rows), -(-self.keys // self.columns)
+        pairs = [
+            (i, j)
+            for i in range(down)
+            for j in range(across)
+            if self._may_meet(how, i * self.rows, j * self.columns)
+        ]
+        return tuple(np.array(pairs, np.int32).T)
+
+    def _may_meet(self, how: How, row: int, column: int) -> bool:
+        """Whether the settings let a query of the block that begins here read a key of it."""
+        last_row, last_column = row + self.rows - 1, column + self.columns - 1
+        return not (
+            (how.causal and column > last_row)
+            or (how.window is not None and last_column <= row - how.window)
+        )
+
+    def cut(self, how: How, masks: Masks) -> Masks:
+        """The masks, false for keys and queries that fill the last blocks."""
+        keys, pairs = masks
+        if keys is None and self.keys % self.columns and not how.causal:
+            keys = jnp.ones((1, 1, 1, 1, self.keys), bool)  # causal ones don't read what follows
+        if keys is not None:
+            keys = filled(keys, -1, self.columns)
+        if pairs is not None:
+            pairs = filled(filled(pairs, -1, self.columns), -2, self.rows)
+        return Masks(keys, pairs)
+
+    def readable(self, how: How, masks: Masks, i: jax.Array, j: jax.Array) -> jax.Array | None:
+        """Which queries of block (i, j) may read which keys of it; None where all may."""
+        row, column = i * self.rows, j * self.columns
+        keys, pairs = masks
+        if keys is not None:
+            keys = jax.lax.dynamic_slice_in_dim(keys, column, self.columns, -1)
+        if pairs is not None:
+            pairs = jax.lax.dynamic_slice_in_dim(pairs, column, self.columns, -1)
+            pairs = jax.lax.dynamic_slice_in_dim(pairs, row, self.rows, -2)
+        rows, columns = row + jnp.arange(self.rows), column + jnp.arange(self.columns)
+        return may_read(how, Masks(keys, pairs), rows, columns)
+
+
+def forward(
+    how: How, block: int, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks
+) -> tuple[jax.Array, jax.Array]:
+    """(O, L), in at least float32."""
+    grid, (q, k, v) = _grid(block, q, k), in_wide(q, k, v)
+    queries, keys, values = _blocks(q, grid.rows), _blocks(k, grid.columns), _blocks(v, grid.columns)
+    cut = grid.cut(how, masks)
+
+    def add_block(sums: Any, pair: Any) -> Any:
+        numerator, denominator, largest = sums
+        i, j = pair
+        scores, _ = score(how, at(queries, i), at(keys, j))
+        readable = grid.readable(how, cut, i, j)
+        before = at(largest, i)
+        now = jnp.maximum(before, where(readable, scores, lowest(scores)).max(-1, keepdims=True))
+        rescale = jnp.exp(before - now)
+        exponentials = where(readable, jnp.exp(scores - now), 0)
+        total = rescale * at(denominator, i) + exponentials.sum(-1, keepdims=True)
+        weighted = jnp.einsum("mkgts,mksd->mkgtd", exponentials, at(values, j))
+        weighted = rescale * at(numerator, i) + weighted
+        return (put(numerator, weighted, i), put(denominator, total, i), put(largest, now, i)), None
+
+    zeros = jnp.zeros_like(queries)
+    start = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], lowest(q)))
+    (numerator, denominator, largest), _ = jax.lax.scan(add_block, start, grid.needed(how))
+    denominator = not_empty(masks, denominator)
+    log_sum = largest + jnp.log(denominator)
+    return _joined(numerator / denominator, q), _joined(log_sum, q)
+
+
+def backward(
+    how: How,
+    block: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    masks: Masks,
+    out: jax.Array,
+    log_sum: jax.Array,
+    dout: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dQ, dK, dV), in at least float32.
+
+    Args:
+        how, block, q, k, v, masks: as forward had them.
+        out, log_sum: what forward returned.
+        dout: the error of out.
+    """
+    grid, (q, k, v, dout) = _grid(block, q, k), in_wide(q, k, v, dout)
+    through_sum = (dout * out).sum(-1, keepdims=True)
+    of_rows = [_blocks(each, grid.rows) for each in (q, dout, log_sum, through_sum)]
+    of_columns = [_blocks(each, grid.columns) for each in (k, v)]
+    cut = grid.cut(how, masks)
+
+    def add_block(sums: Any, pair: Any) -> Any:
+        dq, dk, dv = sums
+        i, j = pair
+        q_i, dout_i, log_sum_i, through_sum_i = (at(each, i) for each in of_rows)
+        k_j, v_j = (at(each, j) for each in of_columns)
+        scores, tanh = score(how, q_i, k_j)
+        P = where(grid.readable(how, cut, i, j), jnp.exp(scores - log_sum_i), 0)
+        dP = jnp.einsum("mkgtd,mksd->mkgts", dout_i, v_j)
+        dS = through_cap(tanh, P * (dP - through_sum_i))
+        dq_i = at(dq, i) + jnp.einsum("mkgts,mksd->mkgtd", dS, k_j)
+        dk_j = at(dk, j) + jnp.einsum("mkgts,mkgtd->mksd", dS, q_i)
+        dv_j = at(dv, j) + jnp.einsum("mkgts,mkgtd->mksd", P, dout_i)
+        return (put(dq, dq_i, i), put(dk, dk_j, j), put(dv, dv_j, j)), None
+
+    start = tuple(map(jnp.zeros_like, (of_rows[0], *of_columns)))
+    (dq, dk, dv), _ = jax.lax.scan(add_block, start, grid.needed(how))
+    return how.scale * _joined(dq, q), how.scale * _joined(dk, k), _joined(dv, v)
+
+
+def _grid(block: int, q: jax.Array, k: jax.Array) -> Grid:
+    """Blocks of this size, or of the whole where that is less."""
+    T, S = q.shape[-2], k.shape[-2]
+    return Grid(T, S, min(block, T), min(block, S))
+
+
+def filled(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """x with zeros behind it along an axis, so that its length is a multiple of size."""
+    behind = -x.shape[axis] % size
+    if not behind:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, behind)
+    return jnp.pad(x, widths)
+
+
+def _blocks(x: jax.Array, size: int) -> jax.Array:
+    """x (..., T, d) as blocks of rows (n, ..., size, d), the last one filled with zeros."""
+    x = filled(x, -2, size)
+    *front, length, d = x.shape
+    return jnp.moveaxis(x.reshape(*front, length // size, size, d), -3, 0)
+
+
+def _joined(blocks: jax.Array, like: jax.Array) -> jax.Array:
+    """Blocks of rows as one array, without what fills the last: (..., T, d) with the T of `like`."""
+    n, *front, size, d = blocks.shape
+    return jnp.moveaxis(blocks, 0, -3).reshape(*front, n * size, d)[..., : like.shape[-2], :]
+
+
+def at(blocks: jax.Array, i: jax.Array) -> jax.Array:
+    """Block i."""
+    return jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False)
+
+
+def put(blocks: jax.Array, value: jax.Array, i: jax.Array) -> jax.Array:
+    """The blocks with this one as block i."""
+    return jax.lax.dynamic_update_index_in_dim(blocks, value, i, 0)

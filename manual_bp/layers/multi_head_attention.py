@@ -1,0 +1,404 @@
+"""Multi-head attention: every position reads from others, as much as its query fits their keys.
+
+Forward, for x (m, T, F) and what is read, r (m, S, F_r): x itself, or memory:
+
+    Q = x Wqᵀ + bq,   K = r Wkᵀ + bk,   V = r Wvᵀ + bv       cut into heads of d features
+    O = attention(Q, K, V)                                    each head by itself: `_attention`
+    out = O Woᵀ + bo                                          the heads beside each other again
+
+Backward, given dout:
+
+    dWo = doutᵀ O,   dbo = Σ dout,   dO = dout Wo
+    dQ, dK, dV = what attention makes of dO                   `_attention`
+    dWq = dQᵀ x,   dbq = Σ dQ,   likewise dWk and dbk, dWv and dbv with r
+    dx = dQ Wq,    dr = dK Wk + dV Wv                         reading itself, x gets both, added
+
+Derivation.  Four dense layers around attention: each line is theirs. Cutting into heads moves
+numbers and its transpose moves them back. x is used three times where it reads itself, so three
+errors add.
+
+With rotary, queries and keys are turned by their positions before they meet (`_rotary`), and their
+errors are turned back. Head h reads from head ⌊h / (heads / kv_heads)⌋ of keys and values.
+
+bk adds the same number, Q·bk, to all scores of a query, which softmax ignores: without rotary and
+without a soft cap, out doesn't depend on it, and dbk is 0 but for rounding.
+
+A query that may read nothing has O = 0, so out = bo there, and passes no error on.
+
+Backward keeps x (and memory), Q, K, V, O and what attention keeps: P, which has T · S numbers for
+each head, or with `block` one number for each query and head.
+
+Shapes  x, out, dout, dx: (m, T, F); memory, dmemory: (m, S, F_mem); Wq: (heads · d, F);
+        Wk, Wv: (kv_heads · d, F or F_mem); Wo: (F, heads · d); biases: as many as rows
+Source  Vaswani et al. (2017), Attention is all you need, arXiv:1706.03762
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.activation import check_floating, check_number, glorot
+from manual_bp.layer import (
+    Layer,
+    Tree,
+    check_taken,
+    outer_over_examples,
+    sum_over_examples,
+)
+from manual_bp.layers import _attention, _blocked_attention
+from manual_bp.layers._attention import How, Masks
+from manual_bp.layers._rotary import rotate
+
+
+class Params(NamedTuple):
+    """Wq: (heads · d, F), Wk, Wv: (kv_heads · d, F_r), Wo: (F, heads · d), biases: as their rows.
+
+    Without biases bq, bk, bv and bo are ().
+    """
+
+    Wq: Any
+    Wk: Any
+    Wv: Any
+    Wo: Any
+    bq: Any
+    bk: Any
+    bv: Any
+    bo: Any
+
+
+class Residuals(NamedTuple):
+    """x: (m, T, F); memory: (m, S, F_mem), or None; q, k, v: cut into heads and turned;
+    read: O, in heads; masks: who may read whom; kept: what attention keeps.
+    """
+
+    x: jax.Array
+    memory: jax.Array | None
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    read: jax.Array
+    masks: Masks
+    kept: Tree
+
+
+@dataclass(frozen=True)
+class MultiHeadAttention(Layer):
+    """softmax(scale · Q Kᵀ) V for each head, between dense layers.
+
+    Weights are drawn by Glorot's rule, biases are 0.
+
+    Args:
+        heads: how many heads queries have.
+        kv_heads: how many keys and values have, a divisor of heads: 1 is multi-query attention,
+            fewer than heads grouped; as many as heads unless given.
+        head_features: d, of each head; F / heads unless given.
+        causal: whether position t reads positions s ≤ t alone.
+        window: how many positions back it reads, itself among them; all unless given.
+        masked: whether forward takes mask=..., (m, T) booleans, which positions may be read; with
+            memory it is memory_mask=..., (m, S).
+        attention_masked: whether forward takes attention_mask=..., booleans (T, S), (m, T, S) or
+            (m, heads, T, S): whether query t may read key s.
+        memory: F_mem, the features of what it reads: forward then takes memory=..., (m, S, F_mem),
+            which gets a gradient. It reads x itself unless given.
+        scale: of scores; 1/√d unless given.
+        soft_cap: c, for scores c tanh(S / c); none unless given.
+        rotary: the base of rotary position embeddings, such as 10000.0; none unless given.
+        bias: whether biases are added.
+        block: how many queries, and keys, are compared at a time: memory is then linear in T.
+            All at once unless given.
+
+    Raises:
+        TypeError: for a setting or an input of the wrong type.
+        ValueError: for settings that don't go together, and for shapes that don't fit.
+
+    Source: Vaswani et al. (2017), arXiv:1706.03762.
+
+    Example:
+        >>> layer, x = MultiHeadAttention(2, causal=True), jnp.ones((5, 7, 4))
+        >>> params = layer.init(jax.random.key(0), x)
+        >>> out, residuals = layer.forward(params, x)
+        >>> dparams, dx = layer.backward(params, residuals, jnp.ones_like(out))
+        >>> out.shape, dparams.Wq.shape, dx.shape
+        ((5, 7, 4), (4, 4), (5, 7, 4))
+
+        In an encoder-decoder, what is read has an error too:
+
+        >>> layer, memory = MultiHeadAttention(2, memory=3), jnp.ones((5, 6, 3))
+        >>> params = layer.init(jax.random.key(0), x)
+        >>> out, residuals = layer.forward(params, x, memory=memory)
+        >>> _, dx, dtaken = layer.backward_taken(params, residuals, jnp.ones_like(out))
+        >>> dtaken["memory"].shape
+        (5, 6, 3)
+    """
+
+    heads: int
+    kv_heads: int | None = field(default=None, kw_only=True)
+    head_features: int | None = field(default=None, kw_only=True)
+    causal: bool = field(default=False, kw_only=True)
+    window: int | None = field(default=None, kw_only=True)
+    masked: bool = field(default=False, kw_only=True)
+    attention_masked: bool = field(default=False, kw_only=True)
+    memory: int | None = field(default=None, kw_only=True)
+    scale: float | None = field(default=None, kw_only=True)
+    soft_cap: float | None = field(default=None, kw_only=True)
+    rotary: float | None = field(default=None, kw_only=True)
+    bias: bool = field(default=True, kw_only=True)
+    block: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        for name in ("heads", "kv_heads", "head_features", "window", "memory", "block"):
+            value = getattr(self, name)
+            if value is None and name != "heads":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise TypeError(f"{kind}: {name} must be a positive int, got {value!r}.")
+        for name in ("causal", "masked", "attention_masked", "bias"):
+            if not isinstance(getattr(self, name), bool):
+                advice = "" if "masked" not in name else " The mask is an argument of the call."
+                raise TypeError(
+                    f"{kind}: {name} must be True or False, got {getattr(self, name)!r}.{advice}"
+                )
+        for name in ("scale", "soft_cap", "rotary"):
+            value = getattr(self, name)
+            if value is not None:
+                wanted = "a positive number"
+                check_number(f"{kind}: {name}", value, wanted, lambda number: number > 0)
+        if self.heads % self._kv_heads:
+            raise ValueError(
+                f"{self!r}: heads must be a multiple of kv_heads, got {self.heads} heads for "
+                f"{self.kv_heads} of keys and values."
+            )
+        if self.window is not None and not self.causal:
+            raise ValueError(f"{self!r}: window counts positions back: it needs causal=True.")
+        if self.memory is not None and (self.causal or self.rotary is not None):
+            name = "causal=True" if self.causal else "rotary"
+            raise ValueError(
+                f"{self!r}: {name} compares positions of one sequence; memory is another one. "
+                "Leave it out, or say by attention_mask who reads whom."
+            )
+
+    @property
+    def takes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Memory, if it reads one, and the masks that settings ask for."""
+        names = ("attention_mask",) if self.attention_masked else ()
+        if self.memory is None:
+            return (*names, "mask") if self.masked else names
+        return (*names, "memory", "memory_mask") if self.masked else (*names, "memory")
+
+    @property
+    def differentiates(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Memory, if it reads one."""
+        return () if self.memory is None else ("memory",)
+
+    def stand_in(self, name: str, x: Any) -> Any:
+        m, T, _ = x.shape
+        S = T if self.memory is None else 3
+        if name == "memory":
+            return jnp.zeros((m, S, self.memory), x.dtype)
+        if name in ("mask", "memory_mask"):
+            return jnp.ones((m, S), bool)
+        if name == "attention_mask":
+            return jnp.ones((m, T, S), bool)
+        return super().stand_in(name, x)
+
+    def init(self, key: jax.Array, x: Any) -> Params:
+        self._check_input(x)
+        features = x.shape[-1]
+        d = self._head_features(features)
+        of_queries, of_keys = self.heads * d, self._kv_heads * d
+        read = features if self.memory is None else self.memory
+        shapes = ((of_queries, features), (of_keys, read), (of_keys, read), (features, of_queries))
+        drawn = [
+            glorot(jax.random.fold_in(key, number), shape, x.dtype)
+            for number, shape in enumerate(shapes)
+        ]
+        biases = [jnp.zeros(shape[0], x.dtype) if self.bias else () for shape in shapes]
+        return Params(*drawn, *biases)
+
+    def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
+        check_taken(self, taken)
+        self._check(params, x, taken)
+        memory = taken.get("memory")
+        source = x if memory is None else memory
+        q = self._heads_first(_affine(params.Wq, params.bq, x), self.heads, self.rotary)
+        k = self._heads_first(_affine(params.Wk, params.bk, source), self._kv_heads, self.rotary)
+        v = self._heads_first(_affine(params.Wv, params.bv, source), self._kv_heads)
+        q, masks = self._in_groups(q), self._masks(x, taken)
+        if self.block is None:
+            read, kept = _attention.forward(self._how(q), q, k, v, masks)
+        else:
+            read, kept = _blocked_attention.forward(self._how(q), self.block, q, k, v, masks)
+        read = read.astype(q.dtype)
+        out = _affine(params.Wo, params.bo, self._side_by_side(read))
+        return out, Residuals(x, memory, q, k, v, read, masks, kept)
+
+    def backward(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[Params, jax.Array]:
+        dparams, dx, _ = self.backward_taken(params, residuals, dout)
+        return dparams, dx
+
+    def backward_taken(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[Params, jax.Array, dict[str, jax.Array]]:
+        x, memory, q, k, v, read, masks, kept = residuals
+        source = x if memory is None else memory
+        how, dread = self._how(q), self._in_groups(self._heads_first(dout @ params.Wo, self.heads))
+        if self.block is None:
+            errors = _attention.backward(how, q, k, v, kept, dread)
+        else:
+            errors = _blocked_attention.backward(
+                how, self.block, q, k, v, masks, read, kept, dread
+            )
+        dq, dk, dv = errors
+        dq, dk = self._side_by_side(dq, self.rotary), self._side_by_side(dk, self.rotary)
+        dv = self._side_by_side(dv)
+        dparams = Params(
+            outer_over_examples(dq, x, params.Wq),
+            outer_over_examples(dk, source, params.Wk),
+            outer_over_examples(dv, source, params.Wv),
+            outer_over_examples(dout, self._side_by_side(read), params.Wo),
+            *(
+                sum_over_examples(error).astype(b.dtype) if self.bias else ()
+                for error, b in zip((dq, dk, dv, dout), params[4:], strict=True)
+            ),
+        )
+        dx, dsource = dq @ params.Wq, dk @ params.Wk + dv @ params.Wv
+        if memory is None:
+            return dparams, (dx + dsource).astype(x.dtype), {}
+        return dparams, dx.astype(x.dtype), {"memory": dsource.astype(memory.dtype)}
+
+    @property
+    def _kv_heads(self) -> int:
+        """The heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    def _how(self, q: jax.Array) -> How:
+        """The settings of attention between heads like these."""
+        scale = 1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale
+        return How(scale, self.soft_cap, self.causal, self.window)
+
+    def _heads_first(self, z: jax.Array, heads: int, base: float | None = None) -> jax.Array:
+        """(m, T, heads · d) as (m, heads, T, d), turned by position where there is a base."""
+        cut = z.reshape(*z.shape[:2], heads, z.shape[-1] // heads)
+        return jnp.swapaxes(cut if base is None else rotate(cut, base), 1, 2)
+
+    def _in_groups(self, z: jax.Array) -> jax.Array:
+        """(m, heads, T, d) as (m, K, G, T, d): the heads that read from one are neighbours."""
+        m, heads, T, d = z.shape
+        return z.reshape(m, self._kv_heads, heads // self._kv_heads, T, d)
+
+    def _side_by_side(self, z: jax.Array, base: float | None = None) -> jax.Array:
+        """The way back: (m, K, G, T, d) or (m, heads, T, d) as (m, T, heads · d), turned back."""
+        m, *heads, T, d = z.shape
+        cut = jnp.swapaxes(z.reshape(m, math.prod(heads), T, d), 1, 2)
+        turned = cut if base is None else rotate(cut, base, inverse=True)
+        return turned.reshape(m, T, math.prod(heads) * d)
+
+    def _masks(self, x: jax.Array, taken: dict[str, Any]) -> Masks:
+        """Those that were given, with axes (m, K, G, T, S)."""
+        keys = taken.get("mask", taken.get("memory_mask"))
+        if keys is not None:
+            keys = keys[:, None, None, None]
+        pairs = taken.get("attention_mask")
+        if pairs is not None:
+            *_, T, S = pairs.shape
+            in_groups = (self._kv_heads, self.heads // self._kv_heads)
+            heads = in_groups if pairs.ndim == 4 else (1, 1)
+            pairs = pairs.reshape(len(x) if pairs.ndim > 2 else 1, *heads, T, S)
+        return Masks(keys, pairs)
+
+    def _head_features(self, features: int) -> int:
+        """d, for inputs with this many features."""
+        if self.head_features is None and features % self.heads:
+            raise ValueError(
+                f"{self!r}: x has {features} features, expected a multiple of heads={self.heads}; "
+                "or say head_features=..."
+            )
+        d = features // self.heads if self.head_features is None else self.head_features
+        if self.rotary is not None and d % 2:
+            raise ValueError(
+                f"{self!r}: rotary turns pairs of features, expected an even number in each head, "
+                f"got {d}."
+            )
+        return d
+
+    def _check_input(self, x: Any) -> None:
+        check_floating(self, x)
+        if x.ndim != 3 or 0 in x.shape[1:]:
+            advice = " For one sequence write x[None]." if x.ndim == 2 else ""
+            raise ValueError(
+                f"{self!r}: x has shape {tuple(x.shape)}, expected (m, T, F): examples, positions, "
+                f"features, with no empty axis but the examples'.{advice}"
+            )
+
+    def _check(self, params: Any, x: Any, taken: dict[str, Any]) -> None:
+        """Raise unless params, x and what is taken fit together."""
+        self._check_input(x)
+        if not isinstance(params, Params):
+            raise TypeError(
+                f"{self!r} expected its Params({', '.join(Params._fields)}), got "
+                f"{type(params).__module__}.{type(params).__name__}. Make them with "
+                "network.init(key, x)."
+            )
+        m, T, features = x.shape
+        d, read = self._head_features(features), features if self.memory is None else self.memory
+        of_queries, of_keys = self.heads * d, self._kv_heads * d
+        shapes = ((of_queries, features), (of_keys, read), (of_keys, read), (features, of_queries))
+        for name, value, shape in zip("qkvo", params[:4], shapes, strict=True):
+            self._check_array(f"W{name}", value, shape, " It is (n_out, n_in).")
+        for name, value, (rows, _) in zip("qkvo", params[4:], shapes, strict=True):
+            if self.bias:
+                self._check_array(f"b{name}", value, (rows,), " It is not broadcast.")
+            elif jax.tree.leaves(value):
+                raise ValueError(
+                    f"{self!r}: params have a bias b{name}, expected () since bias=False."
+                )
+        S = T
+        if "memory" in taken:
+            memory = taken["memory"]
+            S = memory.shape[1] if getattr(memory, "ndim", 0) == 3 else 0
+            expected = (m, S or "S", self.memory)
+            self._check_array("memory", memory, expected, " It is (m, S, F_mem).")
+        for name in ("mask", "memory_mask"):
+            if name in taken:
+                self._check_mask(name, taken[name], ((m, S),))
+        if "attention_mask" in taken:
+            fits = ((T, S), (m, T, S), (m, self.heads, T, S))
+            self._check_mask("attention_mask", taken["attention_mask"], fits)
+
+    def _check_array(self, name: str, value: Any, shape: Any, advice: str) -> None:
+        if not hasattr(value, "shape") or not jnp.issubdtype(value.dtype, jnp.floating):
+            given = f"{value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+            raise TypeError(f"{self!r}: {name} must be a floating-point array, got {given}.")
+        if tuple(value.shape) != shape:
+            expected = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+            if len(shape) == 2 and tuple(value.shape) == shape[::-1]:
+                advice = f" {name}.T would fit: it is (n_out, n_in)."
+            raise ValueError(
+                f"{self!r}: {name} has shape {tuple(value.shape)}, expected {expected}.{advice}"
+            )
+
+    def _check_mask(self, name: str, mask: Any, fits: tuple[tuple[int, ...], ...]) -> None:
+        if not hasattr(mask, "dtype") or mask.dtype != bool:
+            given = f"{mask.dtype}" if hasattr(mask, "dtype") else type(mask).__name__
+            raise TypeError(
+                f"{self!r}: {name} must be an array of booleans, true where a key may be read; "
+                f"got {given}."
+            )
+        if tuple(mask.shape) not in fits:
+            raise ValueError(
+                f"{self!r}: {name} has shape {tuple(mask.shape)}, expected "
+                f"{' or '.join(map(str, fits))}."
+            )
+
+
+def _affine(W: Any, b: Any, x: jax.Array) -> jax.Array:
+    """x Wᵀ + b."""
+    return x @ W.T if isinstance(b, tuple) else x @ W.T + b
