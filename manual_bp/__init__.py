@@ -49,6 +49,7 @@ from manual_bp.layers.dense import Dense as Dense
 from manual_bp.layers.dropout import Dropout as Dropout
 from manual_bp.layers.embedding import Embedding as Embedding
 from manual_bp.layers.flatten import Flatten as Flatten
+from manual_bp.layers.gated_mlp import GatedMLP as GatedMLP
 from manual_bp.layers.global_avg_pool import GlobalAvgPool as GlobalAvgPool
 from manual_bp.layers.group_norm import GroupNorm as GroupNorm
 from manual_bp.layers.gru import GRU as GRU
@@ -58,6 +59,7 @@ from manual_bp.layers.linear_recurrence import LinearRecurrence as LinearRecurre
 from manual_bp.layers.log_softmax import LogSoftmax as LogSoftmax
 from manual_bp.layers.lstm import LSTM as LSTM
 from manual_bp.layers.max_pool import MaxPool as MaxPool
+from manual_bp.layers.multi_head_attention import MultiHeadAttention as MultiHeadAttention
 from manual_bp.layers.position_embedding import PositionEmbedding as PositionEmbedding
 from manual_bp.layers.prelu import PReLU as PReLU
 from manual_bp.layers.rms_norm import RMSNorm as RMSNorm
