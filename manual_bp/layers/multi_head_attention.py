@@ -197,10 +197,12 @@ class MultiHeadAttention(Layer):
         return () if self.memory is None else ("memory",)
 
     def stand_in(self, name: str, x: Any) -> Any:
-        m, T, _ = x.shape
+        m, T, *_ = x.shape  # tokens, where an embedding comes first
         S = T if self.memory is None else 3
         if name == "memory":
-            return jnp.zeros((m, S, self.memory), x.dtype)
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            dtype = jnp.result_type(x.dtype) if floating else jnp.float32
+            return jnp.zeros((m, S, self.memory), dtype)
         if name in ("mask", "memory_mask"):
             return jnp.ones((m, S), bool)
         if name == "attention_mask":

@@ -1,0 +1,201 @@
+"""Spec of MultiHeadAttention: softmax of one einsum, or loops over heads, queries and keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mpmath import mp
+
+import manual_bp as mbp
+from manual_bp.layers.multi_head_attention import MultiHeadAttention, Params
+from verify.specification import BadInput, Edge, LayerSpec, Shape, Tap
+
+
+def _scale(layer: MultiHeadAttention, d: int) -> float:
+    return 1 / math.sqrt(d) if layer.scale is None else layer.scale
+
+
+def _angles(layer: MultiHeadAttention, d: int, length: int) -> np.ndarray:
+    """(T, d/2): of each point of the plane at each position."""
+    assert layer.rotary is not None
+    return np.outer(np.arange(length), float(layer.rotary) ** (-2 * np.arange(d // 2) / d))
+
+
+def _turned(layer: MultiHeadAttention, z: jax.Array) -> jax.Array:
+    """Each point (x_i, x_(i+d/2)) of z (m, T, heads, d) times its matrix of rotation."""
+    if layer.rotary is None:
+        return z
+    *front, d = z.shape
+    angle = _angles(layer, d, z.shape[1])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    points = z.reshape(*front, 2, d // 2)
+    rotation = jnp.asarray(rotation, jnp.promote_types(z.dtype, jnp.float32))
+    return jnp.einsum("mthpi,qpti->mthqi", points, rotation).reshape(z.shape).astype(z.dtype)
+
+
+def _allowed(layer: MultiHeadAttention, m: int, T: int, S: int, taken: dict[str, Any]) -> Any:
+    """Whether query t may read key s, as (m, heads, T, S)."""
+    t, s = np.indices((T, S))
+    allowed: Any = np.ones((m, layer.heads, T, S), bool)
+    if layer.causal:
+        allowed = allowed & (t >= s)
+    if layer.window is not None:
+        allowed = allowed & (t - s < layer.window)
+    for name in ("mask", "memory_mask"):
+        if name in taken:
+            allowed = allowed & taken[name].reshape(m, 1, 1, S)
+    if "attention_mask" in taken:
+        pairs = taken["attention_mask"]
+        allowed = allowed & (pairs[:, None] if pairs.ndim == 3 else pairs)
+    return allowed
+
+
+def reference(
+    layer: MultiHeadAttention, params: Any, x: jax.Array, tap: Tap, memory: Any = None, **taken: Any
+) -> jax.Array:
+    """Keys and values repeated for each head of a group, jax.nn.softmax of all scores."""
+    source = x if memory is None else memory
+    kv_heads = layer.kv_heads or layer.heads
+
+    def heads(W: Any, b: Any, z: Any, count: int) -> jax.Array:
+        z = jnp.dot(z, W.T) if isinstance(b, tuple) else jnp.dot(z, W.T) + b
+        return z.reshape(*z.shape[:2], count, -1)
+
+    q = _turned(layer, heads(params.Wq, params.bq, x, layer.heads))
+    k = _turned(layer, heads(params.Wk, params.bk, source, kv_heads))
+    v = heads(params.Wv, params.bv, source, kv_heads)
+    k, v = (jnp.repeat(each, layer.heads // kv_heads, axis=2) for each in (k, v))
+    scores = jnp.einsum("mthd,mshd->mhts", q, k) * _scale(layer, q.shape[-1])
+    if layer.soft_cap is not None:
+        scores = layer.soft_cap * jnp.tanh(scores / layer.soft_cap)
+    allowed = _allowed(layer, *x.shape[:2], source.shape[1], taken)
+    # Not -inf: where nothing may be read, softmax and its derivative would be NaN.
+    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min / 4)
+    P = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0)
+    read = jnp.einsum("mhts,mshd->mthd", P, v).reshape(*x.shape[:2], -1)
+    out = jnp.dot(read, params.Wo.T)
+    return out if isinstance(params.bo, tuple) else out + params.bo
+
+
+def naive(
+    layer: MultiHeadAttention, params: Any, x: np.ndarray, memory: Any = None, **taken: Any
+) -> np.ndarray:
+    """One head, one query, one key at a time."""
+    source = x if memory is None else memory
+    kv_heads = layer.kv_heads or layer.heads
+
+    def dense(W: Any, b: Any, row: Any) -> list[Any]:
+        values = [sum(w * a for w, a in zip(each, row, strict=True)) for each in W]
+        return values if isinstance(b, tuple) else [v + c for v, c in zip(values, b, strict=True)]
+
+    def head(values: list[Any], number: int, d: int, t: int | None = None) -> list[Any]:
+        part = values[number * d : (number + 1) * d]
+        if layer.rotary is None or t is None:
+            return part
+        angles, half, turned = _angles(layer, d, t + 1)[t], d // 2, list(part)
+        for i, angle in enumerate(angles):
+            # As a program holds them: the nearest doubles.
+            cos, sin = mp.mpf(float(np.cos(angle))), mp.mpf(float(np.sin(angle)))
+            turned[i] = part[i] * cos - part[i + half] * sin
+            turned[i + half] = part[i] * sin + part[i + half] * cos
+        return turned
+
+    m, T, S = *x.shape[:2], source.shape[1]
+    d = params.Wq.shape[0] // layer.heads
+    allowed = _allowed(layer, m, T, S, taken)
+    out = np.empty((m, T, len(params.Wo)), object)
+    for n in range(m):
+        keys = [dense(params.Wk, params.bk, row) for row in source[n]]
+        values = [dense(params.Wv, params.bv, row) for row in source[n]]
+        for t in range(T):
+            query, read = dense(params.Wq, params.bq, x[n, t]), []
+            for h in range(layer.heads):
+                group = h * kv_heads // layer.heads
+                q, total, sums = head(query, h, d, t), mp.mpf(0), [mp.mpf(0)] * d
+                for s in range(S):
+                    if not allowed[n, h, t, s]:
+                        continue
+                    k, v = head(keys[s], group, d, s), head(values[s], group, d)
+                    score = mp.mpf(_scale(layer, d)) * sum(a * b for a, b in zip(q, k, strict=True))
+                    if layer.soft_cap is not None:
+                        score = layer.soft_cap * mp.tanh(score / layer.soft_cap)
+                    weight = mp.exp(score)
+                    total += weight
+                    sums = [a + weight * b for a, b in zip(sums, v, strict=True)]
+                read += [each / total if total else each for each in sums]
+            out[n, t] = dense(params.Wo, params.bo, read)
+    return out
+
+
+def draw(rng: np.random.Generator, shape: Shape) -> MultiHeadAttention | None:
+    """Small heads for sequences; memory always has 3 features, so that several can share it."""
+    if len(shape) != 3 or shape[1] > 8:
+        return None
+    heads = int(rng.choice([1, 2, 4]))
+    crossing = rng.random() < 0.25
+    causal = bool(not crossing and rng.random() < 0.5)
+    return MultiHeadAttention(
+        heads,
+        kv_heads=int(rng.choice([each for each in (1, 2, 4) if each <= heads])),
+        head_features=int(rng.choice([2, 4])),
+        causal=causal,
+        window=2 if causal and rng.random() < 0.2 else None,
+        masked=bool(rng.random() < 0.2),
+        attention_masked=bool(rng.random() < 0.2),
+        memory=3 if crossing else None,
+        soft_cap=2.0 if rng.random() < 0.2 else None,
+        rotary=10.0 if not crossing and rng.random() < 0.3 else None,
+        bias=bool(rng.random() < 0.5),
+        block=2 if rng.random() < 0.4 else None,
+    )
+
+
+def shrink(layer: MultiHeadAttention) -> Iterator[MultiHeadAttention]:
+    """One setting less."""
+    if layer.heads > 1:
+        yield replace(layer, heads=1, kv_heads=None)
+    if layer.window is not None:
+        yield replace(layer, window=None)
+    elif layer.causal:
+        yield replace(layer, causal=False)
+    for name in ("masked", "attention_masked", "bias"):
+        if getattr(layer, name):
+            yield replace(layer, **{name: False})
+    for name in ("soft_cap", "rotary", "block", "kv_heads", "scale"):
+        if getattr(layer, name) is not None:
+            yield replace(layer, **{name: None})
+
+
+SPECS = (
+    LayerSpec(
+        layer=MultiHeadAttention,
+        samples=(
+            # Biases where rotary or the soft cap make bk matter: dbk is 0 without.
+            (MultiHeadAttention(4, kv_heads=2, head_features=2, causal=True, rotary=10.0), (2, 3, 3)),
+            (
+                MultiHeadAttention(
+                    2, kv_heads=1, masked=True, attention_masked=True, soft_cap=1.5, block=2
+                ),
+                (2, 3, 2),  # the last block is filled; some queries read nothing
+            ),
+            (
+                MultiHeadAttention(1, head_features=2, memory=3, masked=True, bias=False, scale=0.7),
+                (2, 2, 4),
+            ),
+            (
+                MultiHeadAttention(2, causal=True, window=3, bias=False, block=2),
+                (1, 5, 4),  # a block that no query may read, another that the window leaves out
+            ),
+        ),
+        reference=reference,
+        naive=naive,
+        draw=draw,
+        shrink=shrink,
+    ),
+)
