@@ -56,11 +56,16 @@ class Recording:
         self.program, self.args, self.arithmetic, self.unit = program, args, arithmetic, unit
         self.steps: dict[tuple[Place, int], Step] = {}
         """By place, and by how often it was passed before: loops pass again."""
+        self.inside: dict[tuple[Place, int], Counter[Place]] = {}
+        """How often what is inside an equation has been passed when it is done."""
         passed: Counter[Place] = Counter()
 
         def hook(place: Place, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
             outputs = run(*inputs)
             self.steps[place, passed[place]] = Step(list(inputs), list(outputs))
+            if equation.primitive.name in INNER:
+                inside = {each: n for each, n in passed.items() if each[: len(place)] == place}
+                self.inside[place, passed[place]] = Counter(inside)
             passed[place] += 1
             return outputs
 
@@ -82,6 +87,7 @@ class Recording:
 
         def hook(place: Place, equation: Any, inputs: list[Any], run: Any) -> list[Any]:
             known = self.steps.get((place, passed[place]))
+            inside = self.inside.get((place, passed[place]), Counter())
             passed[place] += 1
             change = changes.get(place)
             if known is None or len(known.inputs) != len(inputs):
@@ -90,6 +96,7 @@ class Recording:
             same = all(self.same(*pair) for pair in pairs)
             around = any(changed[: len(place)] == place for changed in changes)
             if same and not around:
+                passed.update(inside - passed)  # it need not run, so that nothing in it is passed
                 return known.outputs
             made = change(equation, inputs, run) if change else run(*inputs)
             outputs = [self.settled(*pair) for pair in zip(made, known.outputs, strict=True)]

@@ -106,9 +106,9 @@ class Grid(NamedTuple):
         if keys is None and self.keys % self.columns and not how.causal:
             keys = jnp.ones((1, 1, 1, 1, self.keys), bool)  # causal ones don't read what follows
         if keys is not None:
-            keys = filled(keys, -1, self.columns)
+            keys = _filled(keys, -1, self.columns)
         if pairs is not None:
-            pairs = filled(filled(pairs, -1, self.columns), -2, self.rows)
+            pairs = _filled(_filled(pairs, -1, self.columns), -2, self.rows)
         return Masks(keys, pairs)
 
     def readable(self, how: How, masks: Masks, i: jax.Array, j: jax.Array) -> jax.Array | None:
@@ -116,10 +116,9 @@ class Grid(NamedTuple):
         row, column = i * self.rows, j * self.columns
         keys, pairs = masks
         if keys is not None:
-            keys = jax.lax.dynamic_slice_in_dim(keys, column, self.columns, -1)
+            keys = _part(keys, column, self.columns, -1)
         if pairs is not None:
-            pairs = jax.lax.dynamic_slice_in_dim(pairs, column, self.columns, -1)
-            pairs = jax.lax.dynamic_slice_in_dim(pairs, row, self.rows, -2)
+            pairs = _part(_part(pairs, column, self.columns, -1), row, self.rows, -2)
         rows, columns = row + jnp.arange(self.rows), column + jnp.arange(self.columns)
         return may_read(how, Masks(keys, pairs), rows, columns)
 
@@ -135,16 +134,16 @@ def forward(
     def add_block(sums: Any, pair: Any) -> Any:
         numerator, denominator, largest = sums
         i, j = pair
-        scores, _ = score(how, at(queries, i), at(keys, j))
+        scores, _ = score(how, _at(queries, i), _at(keys, j))
         readable = grid.readable(how, cut, i, j)
-        before = at(largest, i)
+        before = _at(largest, i)
         now = jnp.maximum(before, where(readable, scores, lowest(scores)).max(-1, keepdims=True))
         rescale = jnp.exp(before - now)
         exponentials = where(readable, jnp.exp(scores - now), 0)
-        total = rescale * at(denominator, i) + exponentials.sum(-1, keepdims=True)
-        weighted = jnp.einsum("mkgts,mksd->mkgtd", exponentials, at(values, j))
-        weighted = rescale * at(numerator, i) + weighted
-        return (put(numerator, weighted, i), put(denominator, total, i), put(largest, now, i)), None
+        total = rescale * _at(denominator, i) + exponentials.sum(-1, keepdims=True)
+        weighted = jnp.einsum("mkgts,mksd->mkgtd", exponentials, _at(values, j))
+        weighted = rescale * _at(numerator, i) + weighted
+        return (_put(numerator, weighted, i), _put(denominator, total, i), _put(largest, now, i)), None
 
     zeros = jnp.zeros_like(queries)
     start = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], lowest(q)))
@@ -181,16 +180,16 @@ def backward(
     def add_block(sums: Any, pair: Any) -> Any:
         dq, dk, dv = sums
         i, j = pair
-        q_i, dout_i, log_sum_i, through_sum_i = (at(each, i) for each in of_rows)
-        k_j, v_j = (at(each, j) for each in of_columns)
+        q_i, dout_i, log_sum_i, through_sum_i = (_at(each, i) for each in of_rows)
+        k_j, v_j = (_at(each, j) for each in of_columns)
         scores, tanh = score(how, q_i, k_j)
         P = where(grid.readable(how, cut, i, j), jnp.exp(scores - log_sum_i), 0)
         dP = jnp.einsum("mkgtd,mksd->mkgts", dout_i, v_j)
         dS = through_cap(tanh, P * (dP - through_sum_i))
-        dq_i = at(dq, i) + jnp.einsum("mkgts,mksd->mkgtd", dS, k_j)
-        dk_j = at(dk, j) + jnp.einsum("mkgts,mkgtd->mksd", dS, q_i)
-        dv_j = at(dv, j) + jnp.einsum("mkgts,mkgtd->mksd", P, dout_i)
-        return (put(dq, dq_i, i), put(dk, dk_j, j), put(dv, dv_j, j)), None
+        dq_i = _at(dq, i) + jnp.einsum("mkgts,mksd->mkgtd", dS, k_j)
+        dk_j = _at(dk, j) + jnp.einsum("mkgts,mkgtd->mksd", dS, q_i)
+        dv_j = _at(dv, j) + jnp.einsum("mkgts,mkgtd->mksd", P, dout_i)
+        return (_put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)), None
 
     start = tuple(map(jnp.zeros_like, (of_rows[0], *of_columns)))
     (dq, dk, dv), _ = jax.lax.scan(add_block, start, grid.needed(how))
@@ -203,7 +202,7 @@ def _grid(block: int, q: jax.Array, k: jax.Array) -> Grid:
     return Grid(T, S, min(block, T), min(block, S))
 
 
-def filled(x: jax.Array, axis: int, size: int) -> jax.Array:
+def _filled(x: jax.Array, axis: int, size: int) -> jax.Array:
     """x with zeros behind it along an axis, so that its length is a multiple of size."""
     behind = -x.shape[axis] % size
     if not behind:
@@ -215,7 +214,7 @@ def filled(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 def _blocks(x: jax.Array, size: int) -> jax.Array:
     """x (..., T, d) as blocks of rows (n, ..., size, d), the last one filled with zeros."""
-    x = filled(x, -2, size)
+    x = _filled(x, -2, size)
     *front, length, d = x.shape
     return jnp.moveaxis(x.reshape(*front, length // size, size, d), -3, 0)
 
@@ -226,11 +225,16 @@ def _joined(blocks: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.moveaxis(blocks, 0, -3).reshape(*front, n * size, d)[..., : like.shape[-2], :]
 
 
-def at(blocks: jax.Array, i: jax.Array) -> jax.Array:
+def _part(x: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
+    """So many places along an axis."""
+    return jax.lax.dynamic_slice_in_dim(x, start, size, axis, allow_negative_indices=False)
+
+
+def _at(blocks: jax.Array, i: jax.Array) -> jax.Array:
     """Block i."""
-    return jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False, allow_negative_indices=False)
 
 
-def put(blocks: jax.Array, value: jax.Array, i: jax.Array) -> jax.Array:
+def _put(blocks: jax.Array, value: jax.Array, i: jax.Array) -> jax.Array:
     """The blocks with this one as block i."""
-    return jax.lax.dynamic_update_index_in_dim(blocks, value, i, 0)
+    return jax.lax.dynamic_update_index_in_dim(blocks, value, i, 0, allow_negative_indices=False)

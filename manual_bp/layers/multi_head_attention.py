@@ -201,7 +201,7 @@ class MultiHeadAttention(Layer):
         S = T if self.memory is None else 3
         if name == "memory":
             floating = jnp.issubdtype(x.dtype, jnp.floating)
-            dtype = jnp.result_type(x.dtype) if floating else jnp.float32
+            dtype = jnp.result_type(x) if floating else jnp.float32
             return jnp.zeros((m, S, self.memory), dtype)
         if name in ("mask", "memory_mask"):
             return jnp.ones((m, S), bool)

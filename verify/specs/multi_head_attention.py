@@ -177,7 +177,12 @@ SPECS = (
         layer=MultiHeadAttention,
         samples=(
             # Biases where rotary or the soft cap make bk matter: dbk is 0 without.
-            (MultiHeadAttention(4, kv_heads=2, head_features=2, causal=True, rotary=10.0), (2, 3, 3)),
+            (
+                MultiHeadAttention(
+                    4, kv_heads=2, head_features=2, causal=True, masked=True, rotary=10.0
+                ),
+                (2, 3, 3),
+            ),
             (
                 MultiHeadAttention(
                     2, kv_heads=1, masked=True, attention_masked=True, soft_cap=1.5, block=2
@@ -189,8 +194,8 @@ SPECS = (
                 (2, 2, 4),
             ),
             (
-                MultiHeadAttention(2, causal=True, window=3, bias=False, block=2),
-                (1, 5, 4),  # a block that no query may read, another that the window leaves out
+                MultiHeadAttention(1, causal=True, window=3, bias=False, block=2),
+                (1, 5, 2),  # a block that no query may read, another that the window leaves out
             ),
         ),
         reference=reference,
