@@ -88,7 +88,7 @@ def forward(
     readable = may_read(how, masks, jnp.arange(q.shape[-2]), jnp.arange(k.shape[-2]))
     largest = where(readable, scores, lowest(scores)).max(-1, keepdims=True)
     exponentials = where(readable, jnp.exp(scores - largest), 0)
-    P = exponentials / not_empty(masks, exponentials.sum(-1, keepdims=True))
+    P = exponentials / at_least_one(exponentials.sum(-1, keepdims=True))
     return jnp.einsum("mkgts,mksd->mkgtd", P, v), Kept(P, tanh)
 
 
@@ -160,6 +160,6 @@ def lowest(like: jax.Array) -> float:
     return float(jnp.finfo(like.dtype).min)
 
 
-def not_empty(masks: Masks, total: jax.Array) -> jax.Array:
-    """Σ e^S, and 1 where nothing may be read; without masks each query may read itself at least."""
-    return total if masks == Masks() else jnp.maximum(total, 1)
+def at_least_one(total: jax.Array) -> jax.Array:
+    """Σ e^S as it is, since the largest score's own is 1; but 1 where nothing may be read."""
+    return jnp.maximum(total, 1)

@@ -37,12 +37,15 @@ and D = rowsum(dO ⊙ O) is known before the first block. Then for each block of
 P is masked here, where `_attention` needs no mask: it isn't kept, and e^{S - L} isn't 0 where
 nothing may be read.
 
-Where T or S is no multiple of a block, zeros fill the last one: keys of that kind may not be read,
-and queries have dO = 0. Blocks that are needed are numbered when the program is traced, and one scan
-runs over their list: the program is as long for any T.
+Where T or S is no multiple of a block, zeros fill the last one: such keys may not be read, and such
+queries have dO = 0. The blocks that are needed are listed when the program is traced, and one scan
+runs over the list: the program is as long for any T.
 
-Backward keeps Q, K, V, O and L: 4 d + 1 numbers for each position and head, where `_attention` keeps
-3 d + T. It pays for that with one more product of Q and K.
+Backward keeps Q, K, V, O and L, 4 d + 1 numbers for each position and head, where `_attention`
+keeps 3 d + T. It pays for that with one more product of Q and K.
+
+On two CPU cores blocks of 128 to 512 are about as fast, at d = 64, and 3 to 4 times as fast as all
+at once at T = 2048: a block of P stays in the cache.
 
 Source  Milakov & Gimelshein (2018), arXiv:1805.02867; Rabe & Staats (2021), arXiv:2112.05682;
         Dao, Fu, Ermon, Rudra & Ré (2022), FlashAttention, arXiv:2205.14135
@@ -59,10 +62,10 @@ import numpy as np
 from manual_bp.layers._attention import (
     How,
     Masks,
+    at_least_one,
     in_wide,
     lowest,
     may_read,
-    not_empty,
     score,
     through_cap,
     where,
@@ -128,7 +131,11 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """(O, L), in at least float32."""
     grid, (q, k, v) = _grid(block, q, k), in_wide(q, k, v)
-    queries, keys, values = _blocks(q, grid.rows), _blocks(k, grid.columns), _blocks(v, grid.columns)
+    queries, keys, values = (
+        _blocks(q, grid.rows),
+        _blocks(k, grid.columns),
+        _blocks(v, grid.columns),
+    )
     cut = grid.cut(how, masks)
 
     def add_block(sums: Any, pair: Any) -> Any:
@@ -143,12 +150,16 @@ def forward(
         total = rescale * _at(denominator, i) + exponentials.sum(-1, keepdims=True)
         weighted = jnp.einsum("mkgts,mksd->mkgtd", exponentials, _at(values, j))
         weighted = rescale * _at(numerator, i) + weighted
-        return (_put(numerator, weighted, i), _put(denominator, total, i), _put(largest, now, i)), None
+        return (
+            _put(numerator, weighted, i),
+            _put(denominator, total, i),
+            _put(largest, now, i),
+        ), None
 
     zeros = jnp.zeros_like(queries)
     start = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], lowest(q)))
     (numerator, denominator, largest), _ = jax.lax.scan(add_block, start, grid.needed(how))
-    denominator = not_empty(masks, denominator)
+    denominator = at_least_one(denominator)
     log_sum = largest + jnp.log(denominator)
     return _joined(numerator / denominator, q), _joined(log_sum, q)
 
@@ -220,7 +231,7 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def _joined(blocks: jax.Array, like: jax.Array) -> jax.Array:
-    """Blocks of rows as one array, without what fills the last: (..., T, d) with the T of `like`."""
+    """Blocks of rows as one array (..., T, d), with the T of `like`: without what fills the last."""
     n, *front, size, d = blocks.shape
     return jnp.moveaxis(blocks, 0, -3).reshape(*front, n * size, d)[..., : like.shape[-2], :]
 

@@ -255,9 +255,7 @@ class MultiHeadAttention(Layer):
         if self.block is None:
             errors = _attention.backward(how, q, k, v, kept, dread)
         else:
-            errors = _blocked_attention.backward(
-                how, self.block, q, k, v, masks, read, kept, dread
-            )
+            errors = _blocked_attention.backward(how, self.block, q, k, v, masks, read, kept, dread)
         dq, dk, dv = errors
         dq, dk = self._side_by_side(dq, self.rotary), self._side_by_side(dk, self.rotary)
         dv = self._side_by_side(dv)

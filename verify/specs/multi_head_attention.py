@@ -172,6 +172,250 @@ def shrink(layer: MultiHeadAttention) -> Iterator[MultiHeadAttention]:
             yield replace(layer, **{name: None})
 
 
+# --- points where autodiff errs ---------------------------------------------------------------
+
+EMPTY = jnp.array([[[True, True], [False, False]]])
+"""A mask by which the second query may read nothing."""
+
+
+def _identity(d: int) -> Params:
+    """One head whose matrices are all the identity."""
+    one = jnp.eye(d)
+    return Params(one, one, one, one, (), (), (), ())
+
+
+def _gradient(layer: MultiHeadAttention, **taken: Any) -> Any:
+    """dx of one head of one feature at x (T,), for the cotangent 1, 2, ..."""
+
+    def run(x: jax.Array) -> jax.Array:
+        params = jax.tree.map(lambda W: W.astype(x.dtype), _identity(1))
+        _, residuals = layer.forward(params, x[None, :, None], **taken)
+        dout = jnp.arange(1, x.size + 1, dtype=x.dtype)[None, :, None]
+        return layer.backward(params, residuals, dout)[1][0, :, 0]
+
+    return run
+
+
+def _by_autodiff(allowed: Any) -> Any:
+    """The same by jax.grad of what one writes first: -inf for what may not be read."""
+
+    def objective(x: jax.Array) -> jax.Array:
+        scores = jnp.where(allowed, jnp.outer(x, x), -jnp.inf)
+        P = jnp.exp(scores) / jnp.exp(scores).sum(-1, keepdims=True)
+        return jnp.arange(1, x.size + 1, dtype=x.dtype) @ (P @ x)
+
+    return jax.grad(objective)
+
+
+def _edge(function: str, point: Any, dtype: str, stated: Any, empty: bool, **settings: Any) -> Edge:
+    layer = MultiHeadAttention(1, bias=False, attention_masked=empty, **settings)
+    taken = {"attention_mask": EMPTY} if empty else {}
+    return Edge(
+        function=function,
+        point=point,
+        dtype=dtype,
+        stated=stated,
+        manual=_gradient(layer, **taken),
+        autodiff=_by_autodiff(EMPTY[0] if empty else True),
+        recorded=(math.nan, math.nan),
+    )
+
+
+# x = (1, -1), only query 1 reads: P = (σ(2), σ(-2)), dV = P, dS = ± 2 σ(2) σ(-2), dQ = 2 |dS|.
+READS_NOTHING = (0.880797 + 0.419974 + 0.209987, 0.119203 - 0.209987)
+EDGES = (
+    _edge("attention of a query that reads nothing", (1.0, -1.0), "float32", READS_NOTHING, True),
+    _edge("the same in blocks", (1.0, -1.0), "float32", READS_NOTHING, True, block=1),
+    # Each query reads itself alone: dV = dout, dS = 0.
+    _edge("attention with scores of 10⁴", (100.0, -100.0), "float32", (1.0, 2.0), False),
+    _edge("the same in blocks", (100.0, -100.0), "float32", (1.0, 2.0), False, block=1),
+    _edge("attention with scores of 4e4", (200.0, -200.0), "float16", (1.0, 2.0), False, block=1),
+)
+
+
+def _layer(**settings: Any) -> Any:
+    """A row's call that makes a layer."""
+    return lambda: MultiHeadAttention(**{"heads": 2, **settings})
+
+
+def _forward(layer: MultiHeadAttention, x: Any = (2, 3, 4), **given: Any) -> Any:
+    """A row's call of forward: params of another shape or dtype by name, or what is taken."""
+
+    def call() -> Any:
+        shaped = jnp.zeros((2, 3, 4))
+        params = layer.init(jax.random.key(0), shaped)
+        changed = {name: given.pop(name) for name in list(given) if name in Params._fields}
+        return layer.forward(params._replace(**changed), jnp.zeros(x), **given)
+
+    return call
+
+
+TWO = MultiHeadAttention(2)
+CROSS = MultiHeadAttention(2, memory=3)
+TRUE = jnp.ones((2, 3), bool)
+
+ERRORS = (
+    BadInput(
+        "attention: one sequence without an axis of examples",
+        _forward(TWO, (3, 4)),
+        ValueError,
+        ("MultiHeadAttention(2)", "x has shape (3, 4)", "expected (m, T, F)", "x[None]"),
+    ),
+    BadInput(
+        "attention: tokens",
+        lambda: TWO.init(jax.random.key(0), jnp.zeros((2, 3, 4), jnp.int32)),
+        TypeError,
+        ("floating-point", "int32 (2, 3, 4)", "embedding"),
+    ),
+    BadInput(
+        "attention: sequences of no length",
+        lambda: TWO.init(jax.random.key(0), jnp.zeros((2, 0, 4))),
+        ValueError,
+        ("x has shape (2, 0, 4)", "no empty axis"),
+    ),
+    BadInput(
+        "attention: features that heads don't divide",
+        lambda: MultiHeadAttention(3).init(jax.random.key(0), jnp.zeros((2, 3, 4))),
+        ValueError,
+        ("x has 4 features", "multiple of heads=3", "head_features"),
+    ),
+    BadInput(
+        "attention: odd heads turned by position",
+        lambda: MultiHeadAttention(4, rotary=10.0).init(jax.random.key(0), jnp.zeros((2, 3, 4))),
+        ValueError,
+        ("rotary turns pairs", "even number", "got 1"),
+    ),
+    BadInput(
+        "attention: x with another number of features",
+        _forward(TWO, (2, 3, 6)),
+        ValueError,
+        ("Wq has shape (4, 4)", "expected (6, 6)"),
+    ),
+    BadInput(
+        "attention: a matrix that is (n_in, n_out)",
+        _forward(MultiHeadAttention(2, head_features=3), Wo=jnp.zeros((6, 4))),
+        ValueError,
+        ("Wo has shape (6, 4)", "expected (4, 6)", "Wo.T would fit"),
+    ),
+    BadInput(
+        "attention: one bias for all",
+        _forward(TWO, bv=jnp.zeros(1)),
+        ValueError,
+        ("bv has shape (1,)", "expected (4,)", "not broadcast"),
+    ),
+    BadInput(
+        "attention: a bias without biases",
+        _forward(MultiHeadAttention(2, bias=False), bo=jnp.zeros(4)),
+        ValueError,
+        ("params have a bias bo", "bias=False"),
+    ),
+    BadInput(
+        "attention: integer weights",
+        _forward(TWO, Wk=jnp.zeros((4, 4), jnp.int32)),
+        TypeError,
+        ("Wk must be a floating-point array", "int32"),
+    ),
+    BadInput(
+        "attention: params of another layer",
+        lambda: TWO.forward(mbp.Dense(4).init(jax.random.key(0), TRUE * 1.0), jnp.zeros((2, 3, 4))),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        ("expected its Params(Wq, Wk", "dense.Params", "network.init"),
+    ),
+    BadInput(
+        "attention: a mask that it doesn't take",
+        _forward(TWO, mask=TRUE),
+        TypeError,
+        ("MultiHeadAttention(2) takes nothing", "leave out mask"),
+    ),
+    BadInput(
+        "attention: a mask for examples alone",
+        _forward(MultiHeadAttention(2, masked=True), mask=jnp.ones(2, bool)),
+        ValueError,
+        ("mask has shape (2,)", "expected (2, 3)"),
+    ),
+    BadInput(
+        "attention: a mask of numbers",
+        _forward(MultiHeadAttention(2, masked=True), mask=jnp.ones((2, 3))),
+        TypeError,
+        ("mask must be an array of booleans", "true where a key may be read", "float32"),
+    ),
+    BadInput(
+        "attention: an attention mask for one head of two",
+        _forward(
+            MultiHeadAttention(2, attention_masked=True),
+            attention_mask=jnp.ones((2, 1, 3, 3), bool),
+        ),
+        ValueError,
+        ("attention_mask has shape (2, 1, 3, 3)", "(3, 3) or (2, 3, 3) or (2, 2, 3, 3)"),
+    ),
+    BadInput(
+        "attention: memory left out",
+        _forward(CROSS),
+        TypeError,
+        ("takes memory", "pass memory=..."),
+    ),
+    BadInput(
+        "attention: memory with another number of features",
+        _forward(CROSS, memory=jnp.zeros((2, 5, 4))),
+        ValueError,
+        ("memory has shape (2, 5, 4)", "expected (2, 5, 3)", "(m, S, F_mem)"),
+    ),
+    BadInput(
+        "attention: memory without an axis of positions",
+        _forward(CROSS, memory=jnp.zeros((2, 3))),
+        ValueError,
+        ("memory has shape (2, 3)", "expected (2, S, 3)"),
+    ),
+    BadInput(
+        "attention: a mask of x's positions for those of memory",
+        _forward(
+            MultiHeadAttention(2, memory=3, masked=True),
+            memory=jnp.zeros((2, 5, 3)),
+            memory_mask=TRUE,
+        ),
+        ValueError,
+        ("memory_mask has shape (2, 3)", "expected (2, 5)"),
+    ),
+    BadInput("attention: no heads", _layer(heads=0), TypeError, ("heads must be a positive int",)),
+    BadInput(
+        "attention: heads that groups don't divide",
+        _layer(heads=4, kv_heads=3),
+        ValueError,
+        ("multiple of kv_heads", "4 heads", "3 of keys and values"),
+    ),
+    BadInput(
+        "attention: a mask among the settings",
+        _layer(masked=TRUE),
+        TypeError,
+        ("masked must be True or False", "argument of the call"),
+    ),
+    BadInput(
+        "attention: a window of what follows too",
+        _layer(window=2),
+        ValueError,
+        ("window counts positions back", "causal=True"),
+    ),
+    BadInput(
+        "attention: causal across two sequences",
+        _layer(memory=3, causal=True),
+        ValueError,
+        ("causal=True compares positions of one sequence", "attention_mask"),
+    ),
+    BadInput(
+        "attention: positions turned across two sequences",
+        _layer(memory=3, rotary=10.0),
+        ValueError,
+        ("rotary compares positions of one sequence",),
+    ),
+    BadInput(
+        "attention: a soft cap of 0",
+        _layer(soft_cap=0.0),
+        ValueError,
+        ("MultiHeadAttention: soft_cap must be a positive number", "0.0"),
+    ),
+)
+
+
 SPECS = (
     LayerSpec(
         layer=MultiHeadAttention,
@@ -179,9 +423,9 @@ SPECS = (
             # Biases where rotary or the soft cap make bk matter: dbk is 0 without.
             (
                 MultiHeadAttention(
-                    4, kv_heads=2, head_features=2, causal=True, masked=True, rotary=10.0
+                    3, kv_heads=1, head_features=2, causal=True, masked=True, rotary=10.0
                 ),
-                (2, 3, 3),
+                (3, 3, 3),
             ),
             (
                 MultiHeadAttention(
@@ -190,17 +434,19 @@ SPECS = (
                 (2, 3, 2),  # the last block is filled; some queries read nothing
             ),
             (
-                MultiHeadAttention(1, head_features=2, memory=3, masked=True, bias=False, scale=0.7),
+                MultiHeadAttention(4, kv_heads=2, memory=3, masked=True, bias=False, scale=0.7),
                 (2, 2, 4),
             ),
             (
-                MultiHeadAttention(1, causal=True, window=3, bias=False, block=2),
-                (1, 5, 2),  # a block that no query may read, another that the window leaves out
+                MultiHeadAttention(1, causal=True, window=3, masked=True, bias=False, block=2),
+                (2, 5, 2),  # a block that no query may read, another that the window leaves out
             ),
         ),
         reference=reference,
         naive=naive,
         draw=draw,
         shrink=shrink,
+        edges=EDGES,
+        errors=ERRORS,
     ),
 )
