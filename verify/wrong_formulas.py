@@ -23,6 +23,7 @@ from manual_bp.layers.dense import Dense, Params, Residuals
 from verify import rules, wrong_formulas_tokens
 from verify import rules
 from verify import wrong_formulas_recurrent as recurrent
+from verify import rules, wrong_formulas_attention
 from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
@@ -36,6 +37,7 @@ CASES = (
     Case(mbp.mlp([3, 2]), mbp.SoftmaxCrossEntropy(ignored_class=1), (9, 3), "ones", seed=(6,)),
     Case(mbp.mlp([3, 3]), mbp.SigmoidBinaryCrossEntropy(), (3, 3), seed=(5,)),
     *wrong_formulas_tokens.CASES,
+    *wrong_formulas_attention.CASES,
 )
 
 
@@ -160,6 +162,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     ),
     "A in place of A - Y": lambda: _softmax_error(lambda loss, z, y, right: jax.nn.softmax(z)),
     **wrong_formulas_tokens.WRONG,
+    **wrong_formulas_attention.WRONG,
 }
 
 OWN_CASES = {**recurrent.OWN_CASES}

@@ -2,8 +2,8 @@
 
 Forward, for each head, with queries Q, keys K and values V as rows:
 
-    S = scale · Q Kᵀ                     with a soft cap c:  S = c tanh(scale · Q Kᵀ / c)
-    P_ts = e^{S_ts} / Σ_s' e^{S_ts'}     sums over the keys that query t may read; P_ts = 0 elsewhere
+    S = scale · Q Kᵀ                    with a soft cap c:  S = c tanh(scale · Q Kᵀ / c)
+    P_ts = e^{S_ts} / Σ_s' e^{S_ts'}    over the keys that query t may read; 0 elsewhere
     O = P V
 
 Backward, given dO:
@@ -15,8 +15,8 @@ Backward, given dO:
     dQ = scale · dS K
     dK = scale · dSᵀ Q
 
-Derivation.  O_tj = Σ_s P_ts V_sj is a matrix product, hence dV and dP as in a dense layer. Query t's
-row of P is the softmax of its row of S, with the Jacobian ∂P_ts/∂S_tr = P_ts (δ_sr - P_tr):
+Derivation.  O_tj = Σ_s P_ts V_sj is a matrix product, hence dV and dP as in a dense layer. Row t of
+P is the softmax of row t of S, with the Jacobian ∂P_ts/∂S_tr = P_ts (δ_sr - P_tr):
 
     dS_tr = Σ_s dP_ts P_ts (δ_sr - P_tr) = P_tr (dP_tr - Σ_s dP_ts P_ts)
 
@@ -27,14 +27,14 @@ all scores of a query.
 What may not be read has P = 0, so dS = 0 there, and no mask is needed backward. A query that may
 read nothing has P = 0, O = 0 and dS = 0; softmax alone would be 0/0 there, and its derivative NaN.
 
-Grouped heads.  G queries' heads share one head of keys and values: their rows are G · T queries of
-one head, so dK and dV are sums over the group as they are over t. Multi-query attention is K = 1.
+Grouped heads.  G heads of queries share one head of keys and values, as though they were G · T
+queries of one head: dK and dV are sums over the group as they are over t. There are H such groups;
+with H = 1 it is multi-query attention.
 
 The largest score is subtracted before e^S, so that no exponential exceeds 1; its own is exactly 1,
 so that Σ e^S ≥ 1 wherever something is read. In half precision all of this is in float32.
 
-Shapes  Q, O, dO, dQ: (m, K, G, T, d), keys' heads K, heads in a group G; K, V, dK, dV: (m, K, S, d);
-        S, P: (m, K, G, T, S)
+Shapes  Q, O, dO, dQ: (m, H, G, T, d); K, V, dK, dV: (m, H, S, d); S, P: (m, H, G, T, S)
 Source  Vaswani et al. (2017), Attention is all you need, arXiv:1706.03762; the soft cap:
         Gemma Team (2024), Gemma 2, arXiv:2408.00118; shared keys: Shazeer (2019), arXiv:1911.02150;
         Ainslie et al. (2023), arXiv:2305.13245
@@ -65,7 +65,7 @@ class How(NamedTuple):
 class Masks(NamedTuple):
     """Booleans, which keys may be read: None where all may.
 
-    keys: (m, 1, 1, 1, S), by any query; pairs: (m or 1, K or 1, G or 1, T, S), by each.
+    keys: (m, 1, 1, 1, S), by any query; pairs: (m or 1, H or 1, G or 1, T, S), by each.
     """
 
     keys: jax.Array | None = None
@@ -89,7 +89,7 @@ def forward(
     largest = where(readable, scores, lowest(scores)).max(-1, keepdims=True)
     exponentials = where(readable, jnp.exp(scores - largest), 0)
     P = exponentials / at_least_one(exponentials.sum(-1, keepdims=True))
-    return jnp.einsum("mkgts,mksd->mkgtd", P, v), Kept(P, tanh)
+    return jnp.einsum("mhgts,mhsd->mhgtd", P, v), Kept(P, tanh)
 
 
 def backward(
@@ -98,12 +98,12 @@ def backward(
     """(dQ, dK, dV), in at least float32."""
     q, k, v, dout = in_wide(q, k, v, dout)
     P, tanh = kept
-    dv = jnp.einsum("mkgts,mkgtd->mksd", P, dout)
-    dP = jnp.einsum("mkgtd,mksd->mkgts", dout, v)
+    dv = jnp.einsum("mhgts,mhgtd->mhsd", P, dout)
+    dP = jnp.einsum("mhgtd,mhsd->mhgts", dout, v)
     through_sum = (dP * P).sum(-1, keepdims=True)
     dS = through_cap(tanh, P * (dP - through_sum))
-    dq = how.scale * jnp.einsum("mkgts,mksd->mkgtd", dS, k)
-    dk = how.scale * jnp.einsum("mkgts,mkgtd->mksd", dS, q)
+    dq = how.scale * jnp.einsum("mhgts,mhsd->mhgtd", dS, k)
+    dk = how.scale * jnp.einsum("mhgts,mhgtd->mhsd", dS, q)
     return dq, dk, dv
 
 
@@ -117,7 +117,7 @@ def in_wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 def score(how: How, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """S, and the tanh in it, None without a soft cap."""
-    products = jnp.einsum("mkgtd,mksd->mkgts", how.scale * q, k)
+    products = jnp.einsum("mhgtd,mhsd->mhgts", how.scale * q, k)
     if how.soft_cap is None:
         return products, None
     tanh = jnp.tanh(products / how.soft_cap)

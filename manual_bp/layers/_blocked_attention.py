@@ -145,10 +145,10 @@ def forward(
         readable = grid.readable(how, cut, i, j)
         before = _at(largest, i)
         now = jnp.maximum(before, where(readable, scores, lowest(scores)).max(-1, keepdims=True))
-        rescale = jnp.exp(before - now)
+        rescale = _rescale(before, now)
         exponentials = where(readable, jnp.exp(scores - now), 0)
         total = rescale * _at(denominator, i) + exponentials.sum(-1, keepdims=True)
-        weighted = jnp.einsum("mkgts,mksd->mkgtd", exponentials, _at(values, j))
+        weighted = jnp.einsum("mhgts,mhsd->mhgtd", exponentials, _at(values, j))
         weighted = rescale * _at(numerator, i) + weighted
         return (
             _put(numerator, weighted, i),
@@ -195,16 +195,21 @@ def backward(
         k_j, v_j = (_at(each, j) for each in of_columns)
         scores, tanh = score(how, q_i, k_j)
         P = where(grid.readable(how, cut, i, j), jnp.exp(scores - log_sum_i), 0)
-        dP = jnp.einsum("mkgtd,mksd->mkgts", dout_i, v_j)
+        dP = jnp.einsum("mhgtd,mhsd->mhgts", dout_i, v_j)
         dS = through_cap(tanh, P * (dP - through_sum_i))
-        dq_i = _at(dq, i) + jnp.einsum("mkgts,mksd->mkgtd", dS, k_j)
-        dk_j = _at(dk, j) + jnp.einsum("mkgts,mkgtd->mksd", dS, q_i)
-        dv_j = _at(dv, j) + jnp.einsum("mkgts,mkgtd->mksd", P, dout_i)
+        dq_i = _at(dq, i) + jnp.einsum("mhgts,mhsd->mhgtd", dS, k_j)
+        dk_j = _at(dk, j) + jnp.einsum("mhgts,mhgtd->mhsd", dS, q_i)
+        dv_j = _at(dv, j) + jnp.einsum("mhgts,mhgtd->mhsd", P, dout_i)
         return (_put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)), None
 
     start = tuple(map(jnp.zeros_like, (of_rows[0], *of_columns)))
     (dq, dk, dv), _ = jax.lax.scan(add_block, start, grid.needed(how))
     return how.scale * _joined(dq, q), how.scale * _joined(dk, k), _joined(dv, v)
+
+
+def _rescale(before: jax.Array, now: jax.Array) -> jax.Array:
+    """e^{μ - μ'}: what sums with the largest score so far become with a new one."""
+    return jnp.exp(before - now)
 
 
 def _grid(block: int, q: jax.Array, k: jax.Array) -> Grid:
@@ -231,7 +236,7 @@ def _blocks(x: jax.Array, size: int) -> jax.Array:
 
 
 def _joined(blocks: jax.Array, like: jax.Array) -> jax.Array:
-    """Blocks of rows as one array (..., T, d), with the T of `like`: without what fills the last."""
+    """Blocks of rows as one array (..., T, d) with the T of `like`, without what fills them."""
     n, *front, size, d = blocks.shape
     return jnp.moveaxis(blocks, 0, -3).reshape(*front, n * size, d)[..., : like.shape[-2], :]
 

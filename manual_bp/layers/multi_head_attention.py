@@ -290,19 +290,19 @@ class MultiHeadAttention(Layer):
         return jnp.swapaxes(cut if base is None else rotate(cut, base), 1, 2)
 
     def _in_groups(self, z: jax.Array) -> jax.Array:
-        """(m, heads, T, d) as (m, K, G, T, d): the heads that read from one are neighbours."""
+        """(m, heads, T, d) as (m, H, G, T, d): the heads that read from one are neighbours."""
         m, heads, T, d = z.shape
         return z.reshape(m, self._kv_heads, heads // self._kv_heads, T, d)
 
     def _side_by_side(self, z: jax.Array, base: float | None = None) -> jax.Array:
-        """The way back: (m, K, G, T, d) or (m, heads, T, d) as (m, T, heads · d), turned back."""
+        """The way back: (m, H, G, T, d) or (m, heads, T, d) as (m, T, heads · d), turned back."""
         m, *heads, T, d = z.shape
         cut = jnp.swapaxes(z.reshape(m, math.prod(heads), T, d), 1, 2)
         turned = cut if base is None else rotate(cut, base, inverse=True)
         return turned.reshape(m, T, math.prod(heads) * d)
 
     def _masks(self, x: jax.Array, taken: dict[str, Any]) -> Masks:
-        """Those that were given, with axes (m, K, G, T, S)."""
+        """Those that were given, with axes (m, H, G, T, S)."""
         keys = taken.get("mask", taken.get("memory_mask"))
         if keys is not None:
             keys = keys[:, None, None, None]
