@@ -6,10 +6,12 @@ import argparse
 import json
 import pathlib
 
-from benchmarks import lstm, stack
+from benchmarks import attention, lstm, stack
 from benchmarks.measuring import show
 
-BENCHMARKS = {"stack": stack, "lstm": lstm}
+BENCHMARKS = {"stack": stack, "lstm": lstm, "attention": attention}
+
+from benchmarks.measuring import show
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import lstm, stack
+from benchmarks import attention, stack
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -49,3 +50,19 @@ def test_an_unknown_benchmark_is_an_error(capsys):
     with pytest.raises(SystemExit):
         benchmarks.main(["stock"])
     assert "no benchmark stock" in capsys.readouterr().err
+
+
+def test_attention_is_measured(monkeypatch, tmp_path):
+    measure = attention.measure
+    monkeypatch.setattr(attention, "measure", lambda rounds: measure(512, 256, rounds))
+    benchmarks.main(["attention", "--rounds", "1", "--json", str(tmp_path / "found.json")])
+    rows = json.loads((tmp_path / "found.json").read_text())["attention"]
+    assert [row["block"] for row in rows] == ["in blocks of 256", "T x T"] + 2 * [
+        "in blocks of 256"
+    ]
+    assert all(row["measured"] > 0 and row["against"] > 0 for row in rows)
+
+
+def test_attention_in_blocks_needs_a_twentieth_of_the_memory_of_autodiff():
+    (row,) = attention.measure_memory()
+    assert row.ratio <= row.target == 0.05

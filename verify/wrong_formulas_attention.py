@@ -38,10 +38,10 @@ def _patch(module: Any, name: str, change: Callable[..., Any]) -> Any:
 
 
 def _without_mean(right: Any, how: Any, q: Any, k: Any, v: Any, kept: Any, dout: Any) -> Any:
-    """What P ⊙ dP alone would give: dO is changed so that D is 0 of it."""
+    """With dS = P ⊙ dP."""
     ds = _attention.through_cap(kept.tanh, kept.P * jnp.einsum("mhgtd,mhsd->mhgts", dout, v))
     dq = how.scale * jnp.einsum("mhgts,mhsd->mhgtd", ds, k)
-    dk = how.scale * jnp.einsum("mhgts,mhgtd->mhsd", ds, q)
+    dk = how.scale * _attention.to_keys(ds, q)
     return dq, dk, right(how, q, k, v, kept, dout)[2]
 
 

@@ -98,12 +98,12 @@ def backward(
     """(dQ, dK, dV), in at least float32."""
     q, k, v, dout = in_wide(q, k, v, dout)
     P, tanh = kept
-    dv = jnp.einsum("mhgts,mhgtd->mhsd", P, dout)
+    dv = to_keys(P, dout)
     dP = jnp.einsum("mhgtd,mhsd->mhgts", dout, v)
     through_sum = (dP * P).sum(-1, keepdims=True)
     dS = through_cap(tanh, P * (dP - through_sum))
     dq = how.scale * jnp.einsum("mhgts,mhsd->mhgtd", dS, k)
-    dk = how.scale * jnp.einsum("mhgts,mhgtd->mhsd", dS, q)
+    dk = how.scale * to_keys(dS, q)
     return dq, dk, dv
 
 
@@ -122,6 +122,21 @@ def score(how: How, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | 
         return products, None
     tanh = jnp.tanh(products / how.soft_cap)
     return how.soft_cap * tanh, tanh
+
+
+def to_keys(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Pᵀ dO, dSᵀ Q: sums over all queries of a group, as though they were of one head.
+
+    Args:
+        weights: (m, H, G, T, S).
+        rows: (m, H, G, T, d).
+
+    Returns:
+        (m, H, S, d).
+    """
+    m, H, G, T, S = weights.shape  # as one axis, so that XLA needs no transposed copy
+    weights, rows = weights.reshape(m, H, G * T, S), rows.reshape(m, H, G * T, rows.shape[-1])
+    return jnp.einsum("mhts,mhtd->mhsd", weights, rows)
 
 
 def through_cap(tanh: jax.Array | None, dS: jax.Array) -> jax.Array:

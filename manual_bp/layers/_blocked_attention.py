@@ -68,6 +68,7 @@ from manual_bp.layers._attention import (
     may_read,
     score,
     through_cap,
+    to_keys,
     where,
 )
 
@@ -198,8 +199,8 @@ def backward(
         dP = jnp.einsum("mhgtd,mhsd->mhgts", dout_i, v_j)
         dS = through_cap(tanh, P * (dP - through_sum_i))
         dq_i = _at(dq, i) + jnp.einsum("mhgts,mhsd->mhgtd", dS, k_j)
-        dk_j = _at(dk, j) + jnp.einsum("mhgts,mhgtd->mhsd", dS, q_i)
-        dv_j = _at(dv, j) + jnp.einsum("mhgts,mhgtd->mhsd", P, dout_i)
+        dk_j = _at(dk, j) + to_keys(dS, q_i)
+        dv_j = _at(dv, j) + to_keys(P, dout_i)
         return (_put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)), None
 
     start = tuple(map(jnp.zeros_like, (of_rows[0], *of_columns)))
