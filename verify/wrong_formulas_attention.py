@@ -81,9 +81,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "attention: scale left out backward": lambda: _patch(
         _attention,
         "backward",
-        lambda right, how, q, k, v, kept, dout: right(
-            how._replace(scale=1.0), q, k, v, kept, dout
-        ),
+        lambda right, how, q, k, v, kept, dout: right(how._replace(scale=1.0), q, k, v, kept, dout),
     ),
     "attention: softmax's mean term left out": lambda: _patch(
         _attention, "backward", _without_mean
@@ -110,9 +108,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "attention in blocks: masks ignored backward": lambda: _patch(
         _blocked_attention,
         "backward",
-        lambda right, how, block, q, k, v, masks, *rest: right(
-            how, block, q, k, v, Masks(), *rest
-        ),
+        lambda right, how, block, q, k, v, masks, *rest: right(how, block, q, k, v, Masks(), *rest),
     ),
     "attention in blocks: not causal backward": lambda: _patch(
         _blocked_attention,

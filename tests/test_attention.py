@@ -1,0 +1,268 @@
+"""Attention: what no spec says of it, above all that blocks compute the same in linear memory."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import manual_bp as mbp
+from manual_bp.layers import _attention, _blocked_attention
+from manual_bp.layers._attention import How, Masks
+from manual_bp.layers._blocked_attention import Grid
+from verify import judges, networks, rules, specs
+from verify.interpreter import INNER
+from verify.specs import multi_head_attention as spec
+
+
+def pieces(rng, T, S, groups=1, empty=False):
+    """q, k, v and dout of two examples and one head of keys; a mask that rules some keys out."""
+    q, dout = (rng.normal(size=(2, 1, groups, T, 2)) for _ in range(2))
+    k, v = (rng.normal(size=(2, 1, S, 2)) for _ in range(2))
+    keys = rng.random((2, 1, 1, 1, S)) < (0.5 if empty else 2)
+    return (q, k, v, dout), keys
+
+
+def plain(how, masks):
+    def run(q, k, v, dout):
+        out, kept = _attention.forward(how, q, k, v, masks)
+        dq, dk, dv = _attention.backward(how, q, k, v, kept, dout)
+        return {"out": out, "dq": dq, "dk": dk, "dv": dv}
+
+    return run
+
+
+def in_blocks(how, masks, block):
+    def run(q, k, v, dout):
+        out, log_sum = _blocked_attention.forward(how, block, q, k, v, masks)
+        errors = _blocked_attention.backward(how, block, q, k, v, masks, out, log_sum, dout)
+        return {"out": out, **dict(zip(("dq", "dk", "dv"), errors, strict=True))}
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "block"),
+    [(1, 1, 1), (1, 4, 3), (4, 1, 3), (5, 3, 2), (6, 6, 3), (7, 5, 3), (4, 7, 9), (5, 5, 1)],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_blocks_compute_what_the_whole_does(T, S, block, masked):
+    args, keys = pieces(np.random.default_rng(T * S), T, S, groups=2, empty=masked)
+    masks = Masks(keys) if masked else Masks()
+    how = How(0.7, soft_cap=1.5)
+    ours, theirs = in_blocks(how, masks, block), plain(how, masks)
+    verdict = judges.same(ours, theirs, *args)
+    assert verdict.ok, verdict
+
+
+@pytest.mark.parametrize(("T", "block"), [(1, 2), (5, 2), (6, 2), (7, 3), (8, 4)])
+@pytest.mark.parametrize("window", [None, 1, 2, 5])
+def test_causal_blocks_compute_what_the_whole_does(T, block, window):
+    args, _ = pieces(np.random.default_rng(T), T, T)
+    how = How(0.7, causal=True, window=window)
+    verdict = judges.same(in_blocks(how, Masks(), block), plain(how, Masks()), *args)
+    assert verdict.ok, verdict
+
+
+def test_blocks_and_the_whole_agree_at_growing_precision_too():
+    args, keys = pieces(np.random.default_rng(3), 4, 5, empty=True)
+    how, masks = How(0.5, soft_cap=2.0), Masks(keys)
+    ours, theirs = in_blocks(how, masks, 2), plain(how, masks)
+    assert judges.same(ours, theirs, *args, judge=judges.digits).ok
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 3, 3), (2, 4, 3, 3)])
+@pytest.mark.parametrize("block", [None, 2])
+def test_masks_of_every_shape(shape, block):
+    """For all examples, for all heads, and for each head by itself."""
+    rng = np.random.default_rng(len(shape))
+    layer = mbp.MultiHeadAttention(
+        4, kv_heads=2, head_features=2, attention_masked=True, block=block, bias=False
+    )
+    x = rng.normal(size=(2, 3, 2))
+    params = networks.draw_params(rng, layer, x)
+    mask = rng.random(shape) < 0.6
+    dout = rng.normal(size=x.shape)
+
+    def ours(params, x, dout):
+        out, residuals = layer.forward(params, x, attention_mask=jnp.asarray(mask))
+        return out, layer.backward(params, residuals, dout)
+
+    def theirs(params, x, dout):
+        untapped = lambda name, value: value  # noqa: E731
+        run = lambda p, v: spec.reference(layer, p, v, untapped, attention_mask=mask)  # noqa: E731
+        out, pull = jax.vjp(run, params, x)
+        return out, pull(dout)
+
+    assert judges.same(ours, theirs, params, x, dout).ok
+
+
+@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize("settings", [{}, {"causal": True}, {"causal": True, "window": 2}])
+def test_without_masks(settings, block):
+    layer = mbp.MultiHeadAttention(2, bias=False, block=block, **settings)
+    rule = rules.of_layer(layer, (2, 5, 4))
+    for kind in ("normal", "ties", "large"):
+        assert judges.bounds(rule, rule.draw(rules.generator(1), kind)).ok
+
+
+def test_one_position_reads_itself():
+    """P = 1: nothing is left for queries and keys to learn."""
+    layer = mbp.MultiHeadAttention(1, causal=True)
+    x = jnp.ones((3, 1, 2))
+    params = layer.init(jax.random.key(0), x)
+    dparams, _ = layer.backward(params, layer.forward(params, x)[1], x)
+    assert not dparams.Wq.any() and not dparams.Wk.any() and dparams.Wv.any()
+
+
+def test_the_gradient_of_the_keys_bias_is_zero_without_rotary_and_cap():
+    layer = mbp.MultiHeadAttention(2)
+    rng = np.random.default_rng(0)
+    x, dout = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
+    params = networks.draw_params(rng, layer, x)
+
+    def ours(params, x, dout):
+        return layer.backward(params, layer.forward(params, x)[1], dout)[0].bk
+
+    zero = lambda params, x, dout: 0 * params.bk  # noqa: E731
+    assert judges.same(ours, zero, params, x, dout).ok
+
+
+# --- linear memory ----------------------------------------------------------------------------
+
+
+def equations(jaxpr):
+    """All equations of a program, those inside others too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name in INNER:
+            inner = equation.params[INNER[equation.primitive.name]]
+            yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def program(layer, T, **taken):
+    x = jax.ShapeDtypeStruct((1, T, 4), jnp.float32)
+    params = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+    def run(params, x, taken):
+        out, residuals = layer.forward(params, x, **taken)
+        return layer.backward_taken(params, residuals, out)
+
+    given = {name: jax.ShapeDtypeStruct((1, T), bool) for name in layer.takes}
+    return list(equations(jax.make_jaxpr(run)(params, x, given).jaxpr))
+
+
+BLOCKED = mbp.MultiHeadAttention(2, causal=True, masked=True, soft_cap=3.0, rotary=10.0, block=16)
+
+
+def sizes(found):
+    return [out.aval.size for equation in found for out in equation.outvars]
+
+
+def test_no_value_of_a_program_in_blocks_is_as_large_as_t_x_t():
+    T, features = 512, 4
+    assert max(sizes(program(BLOCKED, T))) <= 2 * T * features
+    assert max(sizes(program(replace(BLOCKED, block=None), T))) >= T * T  # and this sees it
+
+
+def test_a_program_in_blocks_is_as_long_for_any_t():
+    lengths = {len(program(BLOCKED, T)) for T in (64, 512, 2048)}
+    assert len(lengths) == 1
+
+
+def test_causal_blocks_above_the_diagonal_are_left_out():
+    for n in (1, 2, 7):
+        rows, columns = Grid(8 * n, 8 * n, 8, 8).needed(How(1.0, causal=True))
+        assert len(rows) == n * (n + 1) // 2
+        assert (columns <= rows).all()
+
+
+def test_blocks_outside_of_a_window_are_left_out():
+    how = How(1.0, causal=True, window=9)
+    rows, columns = Grid(80, 80, 8, 8).needed(how)
+    # 9 back from the first query of a block is the block before, or its own.
+    assert sorted(set(rows - columns)) == [0, 1]
+    wider = Grid(80, 80, 8, 8).needed(how._replace(window=10))
+    assert sorted(set(np.subtract(*wider))) == [0, 1, 2]
+
+
+# --- encoder and decoder ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [None, 2])
+def test_the_gradient_through_memory_reaches_an_encoder(block):
+    """Two layers read the same memory, so that its errors add; then the encoder's own backward."""
+    encoder = mbp.Dense(3, mbp.tanh)
+    decoder = mbp.sequential(
+        mbp.skip(mbp.MultiHeadAttention(2, memory=3, block=block)),
+        mbp.MultiHeadAttention(1, memory=3, soft_cap=2.0),
+    )
+    rng = np.random.default_rng(5)
+    source, x = rng.normal(size=(2, 5, 2)), rng.normal(size=(2, 3, 4))
+    y = rng.normal(size=(2, 3, 4))
+    below = networks.draw_params(rng, encoder, source)
+    above = networks.draw_params(rng, decoder, x)
+
+    def ours(below, above, source, x, y):
+        memory, residuals = encoder.forward(below, source)
+        found = mbp.manual_pass(
+            above, x, y, network=decoder, loss=mbp.SquaredError(), memory=memory
+        )
+        dbelow, dsource = encoder.backward(below, residuals, found.dtaken["memory"])
+        return found.loss, found.grads, found.dx, dbelow, dsource
+
+    def theirs(below, above, source, x, y):
+        untapped = lambda name, value: value  # noqa: E731
+
+        def objective(below, above, source, x):
+            memory = jnp.tanh(source @ below.W.T + below.b)
+            first, second = decoder.children[0].body, decoder.children[1]
+            h = x + spec.reference(first, above[0][0], x, untapped, memory=memory)
+            out = spec.reference(second, above[1], h, untapped, memory=memory)
+            return 0.5 * jnp.sum((out - y) ** 2) / 6
+
+        value, grads = jax.value_and_grad(objective, (0, 1, 2, 3))(below, above, source, x)
+        return value, grads[1], grads[3], grads[0], grads[2]
+
+    verdict = judges.same(ours, theirs, below, above, source, x, y)
+    assert verdict.ok, verdict
+
+
+# --- extremes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("block", [None, 2])
+def test_scores_of_any_size_give_finite_gradients(dtype, block):
+    """A query that reads nothing, and scores beyond what e^S can hold, with keys masked above."""
+    layer = mbp.MultiHeadAttention(1, masked=True, causal=True, bias=False, block=block)
+    x = jnp.asarray([[[100.0, 1.0], [-100.0, 50.0], [90.0, -3.0], [0.0, 70.0]]], dtype)
+    params = layer.init(jax.random.key(1), x)
+    mask = jnp.array([[False, True, True, False]])
+    out, residuals = jax.jit(layer.forward)(params, x, mask=mask)
+    dparams, dx = jax.jit(layer.backward)(params, residuals, jnp.ones_like(out))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((out, dparams, dx)))
+    assert not out[0, 0].any() and not dx[0, 0].any()  # reads nothing, and is read by nobody
+
+
+def test_an_empty_batch_gives_empty_results():
+    for block in (None, 2):
+        layer = mbp.MultiHeadAttention(2, rotary=10.0, block=block)
+        x = jnp.zeros((0, 3, 4))
+        params = layer.init(jax.random.key(0), x)
+        out, residuals = layer.forward(params, x)
+        dparams, dx = layer.backward(params, residuals, out)
+        assert out.shape == dx.shape == (0, 3, 4)
+        assert dparams.Wq.shape == (4, 4) and not dparams.Wq.any()
+
+
+def test_every_setting_is_drawn_at_random():
+    rng = rules.generator(0)
+    drawn = [spec.draw(rng, (2, 3, 4)) for _ in range(200)]
+    for name in ("causal", "window", "masked", "attention_masked", "memory", "soft_cap"):
+        assert len({getattr(layer, name) for layer in drawn}) > 1, name
+    for name in ("rotary", "block", "bias", "kv_heads"):
+        assert len({getattr(layer, name) for layer in drawn}) > 1, name
+    assert spec.draw(rng, (2, 3)) is None
+    assert specs.of_layer(drawn[0]).layer is mbp.MultiHeadAttention
