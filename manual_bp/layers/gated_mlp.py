@@ -129,8 +129,8 @@ class GatedMLP(Layer):
 
     def _shapes(self, features: int) -> tuple[tuple[int, int], ...]:
         """Those of the params."""
-        wide = (self.features_inside, features)
-        return wide, wide, wide[::-1]
+        wide, back = (self.features_inside, features), (features, self.features_inside)
+        return wide, wide, back
 
     def _check_input(self, x: Any) -> None:
         check_floating(self, x)

@@ -107,7 +107,7 @@ SPECS = (
             BadInput(
                 "gated MLP: params of a dense layer",
                 lambda: GatedMLP(4).forward(
-                    mbp.Dense(4).init(jax.random.key(0), jnp.zeros((5, 3))),
+                    mbp.Dense(4).init(jax.random.key(0), jnp.zeros((5, 3))),  # pyright: ignore[reportArgumentType]
                     jnp.zeros((5, 3)),
                 ),
                 TypeError,
