@@ -26,9 +26,10 @@ from typing import Any
 import jax
 
 from manual_bp.layer import Combinator, Layer, Tree, Visit, within
+from manual_bp.paths import Path, at, indices, is_path, replaced
 
-Path = tuple[int | str, ...]
-"""Where something is in a tree of tuples: indices, and names of fields."""
+WHOSE = "the body's"
+"""Whose params the paths lead into."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Tied(Combinator):
     def init(self, key: jax.Array, x: Any) -> Tree:
         with within(1, self.body):
             params = self.body.init(key, x)
-        _check_apart([self._indices(params, path) for group in self.groups for path in group])
+        _check_apart(
+            [indices(params, path, self, WHOSE) for group in self.groups for path in group]
+        )
         for first, *others in self.groups:
             for path in (first, *others):
                 self._check_alike(params, first, path)
@@ -98,39 +101,11 @@ class Tied(Combinator):
         return tree
 
     def _at(self, tree: Tree, path: Path) -> Tree:
-        for depth in range(len(path)):
-            tree = tree[self._index(tree, path, depth)]
-        return tree
+        return at(tree, path, self, WHOSE)
 
-    def _indices(self, tree: Tree, path: Path) -> Path:
-        """The path with indices for names of fields."""
-        return tuple(
-            self._index(self._at(tree, path[:depth]), path, depth) for depth in range(len(path))
-        )
-
-    def _with(self, tree: Tree, path: Path, value: Tree, depth: int = 0) -> Tree:
+    def _with(self, tree: Tree, path: Path, value: Tree) -> Tree:
         """The tree with this value at the path."""
-        if depth == len(path):
-            return value
-        index, items = self._index(tree, path, depth), list(tree)
-        items[index] = self._with(items[index], path, value, depth + 1)
-        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
-
-    def _index(self, tree: Tree, path: Path, depth: int) -> int:
-        """The index of a path's step in the tuple that the steps before it lead to."""
-        step = path[depth]
-        names = tree._fields if hasattr(tree, "_fields") else ()
-        if isinstance(tree, tuple):
-            if isinstance(step, str) and step in names:
-                return names.index(step)
-            if isinstance(step, int) and 0 <= step < len(tree):
-                return step
-        held = f"a tuple of {len(tree)}" if isinstance(tree, tuple) else type(tree).__name__
-        held = f"{type(tree).__name__} with fields {', '.join(names)}" if names else held
-        raise ValueError(
-            f"{self!r}: there is nothing at {path} of the body's params: {path[:depth]} is "
-            f"{held}, which has no {step!r}."
-        )
+        return replaced(tree, path, value, self, WHOSE)
 
     def _check_alike(self, params: Tree, first: Path, path: Path) -> None:
         here, there = self._at(params, first), self._at(params, path)
@@ -199,11 +174,6 @@ def tied(body: Layer, *groups: tuple[Path, ...]) -> Tied:
 
 
 def _check_group(group: Any) -> None:
-    def is_path(path: Any) -> bool:
-        return isinstance(path, tuple) and all(
-            isinstance(step, int | str) and not isinstance(step, bool) for step in path
-        )
-
     if not isinstance(group, tuple) or not all(map(is_path, group)):
         raise TypeError(
             "tied: a group must be a tuple of paths, each a tuple of indices and names of fields, "
