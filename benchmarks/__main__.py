@@ -11,6 +11,7 @@ from benchmarks.measuring import show
 
 BENCHMARKS = {"stack": stack, "lstm": lstm, "attention": attention}
 
+
 from benchmarks.measuring import show
 
 

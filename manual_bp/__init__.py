@@ -73,6 +73,7 @@ from manual_bp.losses.focal import Focal as Focal
 from manual_bp.losses.hinge import Hinge as Hinge
 from manual_bp.losses.huber import Huber as Huber
 from manual_bp.losses.kl_divergence import KLDivergence as KLDivergence
+from manual_bp.losses.linear_cross_entropy import LinearCrossEntropy as LinearCrossEntropy
 from manual_bp.losses.log_cosh import LogCosh as LogCosh
 from manual_bp.losses.multiclass_hinge import MulticlassHinge as MulticlassHinge
 from manual_bp.losses.poisson_negative_log_likelihood import (

@@ -266,13 +266,14 @@ def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer,
         network = as_network(params)
     if is_dense_chain(network):
         params = read(params)
-    return network, params, loss_params
+    return network, params, loss_params if loss.parametric else loss.borrow(params)
 
 
 def close_params(grads: Tree, dloss_params: Tree, params: Tree, network: Layer, loss: Loss) -> Tree:
     """Gradients in the structure of params: the inverse of `open_params`."""
     if loss.parametric:
         return close_params(grads, (), params[0], network, Loss()), dloss_params
+    grads = loss.repay(grads, dloss_params)
     return restore(grads, params) if is_dense_chain(network) else grads
 
 

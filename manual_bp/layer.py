@@ -347,12 +347,22 @@ class Loss(Setting):
     """
 
     parametric: ClassVar[bool] = False
-    """Whether the loss has parameters: then params are the pair (network's, loss's)."""
+    """Whether it has parameters of its own: then params are the pair (network's, loss's)."""
 
     def init(self, key: jax.Array, prediction: Any) -> Tree:
         """Draw the loss's own parameters, () if it has none."""
         del key, prediction
         return ()
+
+    def borrow(self, params: Tree) -> Tree:
+        """The loss's params where they are some of the network's, () where none are."""
+        del params
+        return ()
+
+    def repay(self, grads: Tree, dparams: Tree) -> Tree:
+        """The network's gradients with those of what was borrowed added."""
+        del dparams
+        return grads
 
     def activate(self, prediction: jax.Array) -> jax.Array:
         """The output activation whose pair with this loss has the error A[L] - Y."""

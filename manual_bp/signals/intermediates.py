@@ -65,7 +65,7 @@ def intermediates(
     softmax cross-entropy), and it has no dA: loss and activation are differentiated as one,
     dZ[L] = w (A[L] - Y). Every dv is ∂J/∂v, with `weights` in it. Of a layer that is repeated the
     steps are stacked, the first step first; the gradient of tied parameters is the sum over their
-    places, and stands at the first of them.
+    places, and stands at the first of them. Parameters of the loss's own have "dW of the loss".
 
     Args:
         params, x, y, network, loss, weights, **taken: as for `manual_pass`.
@@ -104,10 +104,12 @@ def _compiled(
 ) -> tuple[Static, list[jax.Array]]:
     network, tree, loss_params = open_params(params, network, loss)
     step = sweep(visit, _recorded(network), loss, tree, loss_params, x, y, weights, taken)
-    grads = network.gather(_dparams(network, step.seen))
+    grads = loss.repay(network.gather(_dparams(network, step.seen)), step.dloss_params)
     named = dict([("A0", x), *_named(network, step.seen, grads)])
     if step.dx.dtype != jax.dtypes.float0:  # tokens have no gradient
         named["dA0"] = step.dx
+    if loss.parametric:
+        named |= {f"{name} of the loss": each for name, each in _fields(step.dloss_params)}
     layers = network.layers if isinstance(network, Sequential) else (network,)
     last, number = layers[-1], len(layers)
     if isinstance(last, Dense) and last.activation == identity:
@@ -142,13 +144,15 @@ def _dparams(network: Layer, seen: Tree) -> Tree:
     return seen.dparams
 
 
+def _fields(grads: Tree) -> list[tuple[str, jax.Array]]:
+    """Gradients by the names of their parameters, "dW", "db"."""
+    fields = grads._asdict() if hasattr(grads, "_asdict") else {}
+    return [(f"d{name}", each) for name, each in fields.items() if jax.tree.leaves(each)]
+
+
 def _named(network: Layer, seen: Tree, grads: Tree, place: str = "") -> list[tuple[str, jax.Array]]:
     if not isinstance(network, Combinator):
-        fields = grads._asdict() if hasattr(grads, "_asdict") else {}
-        shown = [
-            *zip(seen.names.value, seen.values, strict=True),
-            *((f"d{name}", each) for name, each in fields.items() if jax.tree.leaves(each)),
-        ]
+        shown = [*zip(seen.names.value, seen.values, strict=True), *_fields(grads)]
         return [(f"{name}{place or '1'}", value) for name, value in shown]
     prefix = f"{place}." if place else ""
     grads = grads or ((),) * len(network.children)  # tied to another layer's

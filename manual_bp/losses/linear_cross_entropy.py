@@ -1,0 +1,330 @@
+"""Linear cross-entropy: the last linear layer and softmax cross-entropy as one, in chunks.
+
+For features h ∈ R^F and an integer class k, with y_c = (1 - α)[c = k] + α/C (label smoothing α):
+
+    z = W h (+ b)                           logits; with a soft cap s:  z = s tanh((W h + b) / s)
+    log Z = log Σ_c e^{z_c},  p = e^z / Z = softmax(z)
+    value = log Z - Σ_c y_c z_c + ζ (log Z)²                    ζ (log Z)² is the z-loss
+
+Backward, given the weight w of each prediction:
+
+    e  = ∂(w value)/∂z = w (p (1 + 2ζ log Z) - y)
+    dz = e ⊙ (1 - (z/s)²)                   dz = e without a soft cap
+    dh = Wᵀ dz
+    dW = Σ over predictions of dz hᵀ,  db = Σ over predictions of dz
+
+Derivation.  ∂log Z/∂z = p, so the three terms of value give p, -y and 2ζ log Z p; e is the error of
+softmax cross-entropy when ζ = 0. s tanh' = s (1 - tanh²)/s = 1 - (z/s)². The rest is a dense layer.
+
+In chunks.  N predictions have N C logits, more than all else together when C is a vocabulary. But
+the loss of a prediction needs its own logits alone, and J is a sum: so the weight w, hence the
+error, is known as soon as the logits are. Forward and backward are one loop over chunks of
+predictions:
+
+    z = W hᵀ of the chunk;  Z;  e;  dW += dz h,  dh = dzᵀ W
+
+Each of the three products is taken once, as in the plain derivation; nothing is computed again but
+e^z. Only one chunk's logits are held, as classes x predictions, as in the notes. Within a chunk the
+backward half goes through blocks of classes, so that dz and the block's share of dW, which is added
+to dW in place, are small too. The plain derivation is `Dense(C)` below `SoftmaxCrossEntropy()`: the
+same loss and gradients, with all N C logits held twice.
+
+A prediction of the ignored class has value and error 0 and doesn't count; a class outside
+0 ... C-1 has value and error NaN.
+
+Shapes  prediction h, dh: (..., F); target: integers (...); value, w: (...); W, dW: (C, F); b: (C,)
+Source  Bridle (1990), Probabilistic interpretation of feedforward classification network outputs;
+        Chowdhery et al. (2022), arXiv:2204.02311 (z-loss); Gemma Team (2024), arXiv:2408.00118
+        (soft cap); Hsu et al. (2024), arXiv:2410.10989, and Wijmans et al. (2024),
+        arXiv:2411.09009 (in chunks)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.activation import check_floating
+from manual_bp.activations import identity
+from manual_bp.layer import Loss, Tree, accumulation_dtype
+from manual_bp.losses._targets import check_classes, check_classes_exist
+from manual_bp.paths import Path, at, is_path, replaced
+
+CHUNK_BYTES = 2**24
+"""What a chunk's logits take in float32, at most."""
+FEWEST = 64
+"""Predictions in a chunk, however many classes: dW is read and written once for each chunk."""
+
+
+class Params(NamedTuple):
+    """W: (classes, features), b: (classes,), or () without bias."""
+
+    W: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class LinearCrossEntropy(Loss):
+    """log Σ e^z - Σ y z of z = W h, without ever holding the logits of all predictions.
+
+    Params are the pair (network's, loss's): the network ends at the features h, the loss holds W.
+    With `shared` the loss uses a W of the network's, such as an embedding's table; params are then
+    the network's alone, and the gradient there is the sum of both.
+
+    Args:
+        classes: C, the rows of W.
+        chunk: predictions in a chunk; fewer take less memory and more time. By default as many as
+            have logits of 16 MiB in float32, but not fewer than 64.
+        soft_cap: s, so that logits stay within ±s; None for none.
+        label_smoothing: α in [0, 1]: the share of the label that is spread evenly.
+        ignored_class: targets of this class don't count; None when all do.
+        z_loss: ζ, the coefficient of (log Z)²; 1e-4 in PaLM.
+        bias: whether b is added.
+        shared: where W is in the network's params: a path as `tied` takes them, (0, "W"). None when
+            the loss has parameters of its own.
+
+    Raises:
+        TypeError, ValueError: for settings out of range; for params, features or targets of the
+            wrong shape or type; for a path that leads nowhere.
+
+    Source: Hsu et al. (2024), arXiv:2410.10989.
+
+    Example:
+        >>> network, loss = sequential(Dense(8, tanh)), LinearCrossEntropy(1000, chunk=2)
+        >>> x, y = jnp.ones((4, 3)), jnp.array([0, 999, 7, 7])
+        >>> own = network.init(jax.random.key(0), x)
+        >>> params = own, loss.init(jax.random.key(1), jnp.ones((4, 8)))
+        >>> _, dparams = manual_grads(params, x, y, network=network, loss=loss)
+        >>> dparams.W.shape
+        (1000, 8)
+    """
+
+    classes: int
+    chunk: int | None = field(default=None, kw_only=True)
+    soft_cap: float | None = field(default=None, kw_only=True)
+    label_smoothing: float = field(default=0.0, kw_only=True)
+    ignored_class: int | None = field(default=None, kw_only=True)
+    z_loss: float = field(default=0.0, kw_only=True)
+    bias: bool = field(default=False, kw_only=True)
+    shared: Path | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, size in (("classes", self.classes), ("chunk", self.chunk)):
+            if name == "chunk" and size is None:
+                continue
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise TypeError(f"LinearCrossEntropy: {name} must be a positive int, got {size!r}.")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(
+                f"LinearCrossEntropy: label_smoothing must be in [0, 1], got "
+                f"{self.label_smoothing!r}."
+            )
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise ValueError(
+                f"LinearCrossEntropy: soft_cap must be positive, or None for no cap, got "
+                f"{self.soft_cap!r}."
+            )
+        if not self.z_loss >= 0:
+            raise ValueError(
+                f"LinearCrossEntropy: z_loss must be 0 or positive, got {self.z_loss!r}."
+            )
+        if self.shared is not None and not is_path(self.shared):
+            raise TypeError(
+                "LinearCrossEntropy: shared must be a path into the network's params, a tuple of "
+                f'indices and names of fields as in (0, "W"); got {self.shared!r}.'
+            )
+        if self.shared is not None and self.bias:
+            raise TypeError(
+                "LinearCrossEntropy: with shared all parameters are the network's, and a bias "
+                "isn't among them; leave out bias=True."
+            )
+
+    @property
+    def parametric(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether it has parameters of its own: unless it shares the network's."""
+        return self.shared is None
+
+    def init(self, key: jax.Array, prediction: Any) -> Tree:
+        if self.shared is not None:
+            return ()
+        check_floating(self, prediction)
+        shape, dtype = (self.classes, prediction.shape[-1]), prediction.dtype
+        b = jnp.zeros(self.classes, dtype) if self.bias else ()
+        return Params(identity.initializer(key, shape, dtype), b)
+
+    def borrow(self, params: Tree) -> Tree:
+        if self.shared is None:
+            return ()
+        return Params(at(params, self.shared, self, "the network's"), ())
+
+    def repay(self, grads: Tree, dparams: Tree) -> Tree:
+        if self.shared is None:
+            return grads
+        total = at(grads, self.shared, self, "the network's") + dparams.W
+        return replaced(grads, self.shared, total, self, "the network's")
+
+    def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
+        raise TypeError(
+            f"{self!r} needs its W: sweep(params, prediction, target, weights)[0] are the values."
+        )
+
+    def logits(self, params: Params, prediction: jax.Array) -> jax.Array:
+        """z of all classes, (..., C): what a prediction is made of.
+
+        Args:
+            params: the loss's own, as `init` makes them, or as `borrow` finds them.
+            prediction: h, (..., F).
+        """
+        self._check_params(params, prediction)
+        z = prediction @ params.W.T
+        return self._capped(z + params.b if self.bias else z)
+
+    def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
+        return None if self.ignored_class is None else target != self.ignored_class
+
+    def sweep(
+        self, params: Params, prediction: jax.Array, target: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, Tree, jax.Array]:
+        """Values, dparams and dprediction of Σ weights · value, chunk by chunk.
+
+        Under jit, what isn't used of the three isn't computed.
+        """
+        self._check_params(params, prediction)
+        dtype = accumulation_dtype(prediction, params.W)
+        h = prediction.reshape(-1, prediction.shape[-1])
+        valid = (target >= 0) & (target < self.classes)
+        w = jnp.where(valid | (weights == 0), weights.astype(dtype), jnp.nan)
+        if self.ignored_class is not None:
+            w = jnp.where(target == self.ignored_class, 0, w)
+        chunks, size = self._split(len(h))
+
+        def in_chunks(rows: jax.Array) -> jax.Array:
+            """The rows chunk by chunk, the last filled up with zeros: the weight 0 among them."""
+            missing = ((0, chunks * size - len(h)), *((0, 0) for _ in rows.shape[1:]))
+            return jnp.pad(rows, missing).reshape(chunks, size, *rows.shape[1:])
+
+        def step(dparams: Params, rows: Any) -> tuple[Params, Any]:
+            values, dparams, dh = self._chunk(params, dparams, *rows)
+            return dparams, (values, dh)
+
+        rows = tuple(map(in_chunks, (h, target.reshape(-1), w.reshape(-1))))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params)
+        dparams, (values, dh) = jax.lax.scan(step, zeros, rows)
+        dparams = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), dparams, params)
+        values = jnp.where(valid, values.reshape(-1)[: len(h)].reshape(target.shape), jnp.nan)
+        if self.ignored_class is not None:
+            values = jnp.where(target == self.ignored_class, 0, values)
+        dh = dh.reshape(-1, h.shape[-1])[: len(h)].reshape(prediction.shape)
+        return values, dparams, dh.astype(prediction.dtype)
+
+    def _chunk(
+        self, params: Params, dparams: Params, h: jax.Array, target: jax.Array, w: jax.Array
+    ) -> tuple[jax.Array, Params, jax.Array]:
+        """Values and dh of a chunk, and dparams with its share added.
+
+        Args:
+            params: W and b.
+            dparams: the gradients of the chunks before.
+            h: (predictions, F).
+            target, w: (predictions,), classes and weights.
+        """
+        W, dtype = params.W, dparams.W.dtype
+        z = jnp.einsum("cf,nf->cn", W, h, preferred_element_type=dtype)
+        z = self._capped(z + params.b[:, None] if self.bias else z)
+        top = z.max(0)
+        total = jnp.exp(z - top).sum(0)
+        log_Z = top + jnp.log(total)
+        idle = w == 0
+        usable = jnp.where(idle[:, None], 0, h)  # 0 · NaN would be NaN in dW
+        size = self._block(h.shape)
+        low = jnp.result_type(h, W)  # the products' dtype
+
+        def block(carry: Any, first: jax.Array) -> tuple[Any, None]:
+            """The backward half, for the classes from `first` on."""
+            dparams, dh, fit = carry
+            start = jnp.minimum(first, self.classes - size)
+            c = (start + jnp.arange(size))[:, None]
+            new = c >= first  # the last block begins early, so that it is as large as the others
+            y = self._smoothed((c == target).astype(dtype))
+            each = jax.lax.dynamic_slice_in_dim(z, start, size)
+            shifted = each - top
+            p = jnp.exp(shifted) / total
+            fit += jnp.where(new, y * shifted, 0).sum(0)
+            e = w * ((p * (1 + 2 * self.z_loss * log_Z) if self.z_loss else p) - y)
+            dz = e if self.soft_cap is None else e * (1 - (each / self.soft_cap) ** 2)
+            dz = jnp.where(new & ~idle, dz, 0)
+            db = () if not self.bias else _added(dparams.b, start, dz.sum(1))
+            dz = dz.astype(low)
+            dW = jnp.einsum("cn,nf->cf", dz, usable, preferred_element_type=dtype)
+            W_c = jax.lax.dynamic_slice_in_dim(W, start, size)
+            dh += jnp.einsum("cn,cf->nf", dz, W_c, preferred_element_type=dtype)
+            return (Params(_added(dparams.W, start, dW), db), dh, fit), None
+
+        carry = dparams, jnp.zeros(h.shape, dtype), jnp.zeros(top.shape, dtype)
+        starts = jnp.arange(0, self.classes, size)
+        (dparams, dh, fit), _ = jax.lax.scan(block, carry, starts)
+        values = jnp.log(total) - fit
+        return values + self.z_loss * log_Z**2 if self.z_loss else values, dparams, dh
+
+    def _capped(self, z: jax.Array) -> jax.Array:
+        return z if self.soft_cap is None else self.soft_cap * jnp.tanh(z / self.soft_cap)
+
+    def _smoothed(self, y: jax.Array) -> jax.Array:
+        if not self.label_smoothing:
+            return y
+        share = jnp.asarray(self.label_smoothing, y.dtype)
+        return (1 - share) * y + share / self.classes
+
+    def _split(self, predictions: int) -> tuple[int, int]:
+        """How many chunks, and how many predictions in each: as even as can be."""
+        most = self.chunk or max(FEWEST, CHUNK_BYTES // (4 * self.classes))
+        chunks = -(-predictions // most)
+        return chunks, -(-predictions // chunks)
+
+    def _block(self, shape: tuple[int, int]) -> int:
+        """Classes in a block: its dz and its share of dW take a quarter of the chunk's logits."""
+        predictions, features = shape
+        most = max(1, self.classes * predictions // (4 * (predictions + features)))
+        return -(-self.classes // -(-self.classes // most))
+
+    def check(self, prediction: Any, target: Any) -> None:
+        check_floating(self, prediction)
+        check_classes(self, prediction, target)
+
+    def check_target(self, units: int, target: Any, counted: Any) -> None:
+        del units  # the network's features: the classes are the loss's own
+        advice = "" if self.ignored_class is not None else " or name it as ignored_class"
+        check_classes_exist(self, self.classes, target, counted, self.ignored_class, advice)
+
+    def _check_params(self, params: Any, prediction: Any) -> None:
+        if not (hasattr(params, "W") and hasattr(params, "b")):
+            raise TypeError(
+                f"{self!r} expected params with fields W and b, got {type(params).__name__}. Make "
+                "them with loss.init(key, prediction); params are the pair (network's, loss's)."
+            )
+        where = "W" if self.shared is None else f"W, the network's params at {self.shared},"
+        if not hasattr(params.W, "shape") or not jnp.issubdtype(params.W.dtype, jnp.floating):
+            given = params.W.dtype if hasattr(params.W, "dtype") else type(params.W).__name__
+            raise TypeError(f"{self!r}: {where} must be a floating-point array, got {given}.")
+        expected = (self.classes, prediction.shape[-1])
+        if params.W.shape != expected:
+            advice = " W.T would fit." if params.W.shape == expected[::-1] else ""
+            raise ValueError(
+                f"{self!r}: {where} has shape {tuple(params.W.shape)}, expected {expected}: a row "
+                f"for each class, a column for each feature of the prediction.{advice}"
+            )
+        if not self.bias:
+            if not isinstance(params.b, tuple):
+                raise ValueError(f"{self!r}: params have a b, which bias=True would use; it is ().")
+        elif getattr(params.b, "shape", None) != (self.classes,):
+            given = tuple(params.b.shape) if hasattr(params.b, "shape") else params.b
+            raise ValueError(f"{self!r}: b has shape {given}, expected ({self.classes},).")
+
+
+def _added(total: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
+    """The total with this part added from row `start` on; in place, inside a scan."""
+    rows = jax.lax.dynamic_slice_in_dim(total, start, len(part))
+    return jax.lax.dynamic_update_slice_in_dim(total, rows + part, start, 0)
