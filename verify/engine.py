@@ -26,7 +26,9 @@ def intermediates(
     settings: Any = {"network": network, "loss": loss, "weights": weights, **opened(taken)}
     total, grads = mbp.manual_value_and_grads(params, x, y, **settings)
     named = {"J": total, **mbp.intermediates(params, x, y, **settings)}
-    named |= {f"grads {name}": each for name, each in reference.named_params(network, grads)}
+    named |= {
+        f"grads {name}": each for name, each in reference.named_gradients(network, loss, grads)
+    }
     return named
 
 
@@ -35,7 +37,7 @@ def by_autodiff(
 ) -> dict[str, jax.Array]:
     """The same by jax.grad of the judge's own network."""
     named = reference.intermediates(network, loss, params, x, y, weights, opened(taken))
-    params_only = [name for name, _ in reference.named_params(network, params)]
+    params_only = [name for name, _ in reference.named_gradients(network, loss, params)]
     return named | {f"grads {name}": named[name] for name in params_only}
 
 
@@ -67,6 +69,8 @@ def in_order_of_computation(names: list[str]) -> list[str]:
             return (0, place(name), name.startswith("A"))
         if name.startswith("grads "):
             return (3,)
+        if name.endswith(" of the loss"):
+            return (2, ())
         kind = name.rstrip("0123456789.")
         downwards = tuple(-each for each in place(name)) + (1,)
         return (2, downwards, kinds.index(kind) if kind in kinds else len(kinds))

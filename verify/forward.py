@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from mpmath import mp
 
@@ -56,9 +57,17 @@ def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> Verdict:
     rng = np.random.default_rng(seed)
     spec = specs.of_loss(loss)
     prediction, target = rng.normal(size=shape) * 3, spec.target(rng, loss, shape)
-    ours = trace(loss.value, prediction, target).run((prediction, target), BOUNDS)
+    own = [draw_params(rng, loss, prediction)] if loss.parametric else []
+
+    def values(prediction: Any, target: Any, *own: Any) -> Any:
+        if not own:
+            return loss.value(prediction, target)
+        return loss.sweep(*own, prediction, target, jnp.ones(shape[:-1]))[0]
+
+    args = (prediction, target, *own)
+    ours = trace(values, *args).run(args, BOUNDS)
     with mp.workdps(DIGITS):
-        return _verdict(ours, spec.naive(loss, *_precise((prediction, target))))
+        return _verdict(ours, spec.naive(loss, *_precise(args)))
 
 
 def _precise(tree: Any) -> Any:

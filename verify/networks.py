@@ -64,6 +64,7 @@ class Case:
         x = rng.normal(size=self.x_shape) if tokens is None else tokens
         params = draw_params(rng, self.network, x)
         shape = prediction_shape(self.network, params, x)
+        params = with_loss(params, self.loss, shape, functools.partial(draw_params, rng))
         y = specs.of_loss(self.loss).target(rng, self.loss, shape)
         weights = None
         if self.weighting == "given":
@@ -260,7 +261,16 @@ def _any_kind(rng: np.random.Generator, kinds: list[Any]) -> Any:
     return group[rng.integers(len(group))]
 
 
-def draw_params(rng: np.random.Generator, network: Layer, x: Any) -> Any:
+def with_loss(params: Any, loss: Loss, shape: Shape, draw: Any) -> Any:
+    """The pair of a network's params and the loss's, which draw(loss, prediction) makes; the
+    network's alone where the loss has none of its own.
+    """
+    if not loss.parametric:
+        return params
+    return params, draw(loss, jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+def draw_params(rng: np.random.Generator, network: Layer | Loss, x: Any) -> Any:
     """Random parameters, none of them special: biases not 0, scales not 1.
 
     Matrices are scaled by the number of inputs, so that deep networks stay within float32's range.

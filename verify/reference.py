@@ -86,8 +86,9 @@ def objective(
 ) -> tuple[jax.Array, jax.Array]:
     """(J, prediction) with J the weighted sum of losses, by default their mean."""
     spec = specs.of_loss(loss)
+    params, own = params if loss.parametric else (params, spec.borrow(loss, params))
     prediction = forward(network, params, x, tap, taken=taken)
-    values = spec.reference(loss, prediction, y)
+    values = spec.reference(loss, prediction, y, *([own] if jax.tree.leaves(own) else []))
     if weights is not None:
         return jnp.sum(weights * values), prediction
     mask = spec.counts(loss, y)
@@ -128,7 +129,7 @@ def intermediates(
     if dx.dtype != jax.dtypes.float0:  # tokens have no gradient
         named["dA0"] = dx
     named |= {f"d{name}": each for name, each in _stacked(dzeros).items()}
-    named |= dict(named_params(network, dparams))
+    named |= dict(named_gradients(network, loss, dparams))
     layers = network.children if isinstance(network, Sequential) else (network,)
     last, number = layers[-1], len(layers)
     if isinstance(last, Dense) and last.activation == type(last).activation:
@@ -147,6 +148,17 @@ def _stacked(values: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return _stacked(
         {name: each[0] if name in values else jnp.stack(each) for name, each in found.items()}
     )
+
+
+def named_gradients(network: Layer, loss: Loss, grads: Any) -> list[tuple[str, jax.Array]]:
+    """Gradients of the network's parameters with their names, and of the loss's own."""
+    if not loss.parametric:
+        return named_params(network, grads)
+    grads, own = grads
+    of_the_loss = [
+        (f"d{name} of the loss", each) for name, each in own._asdict().items() if each != ()
+    ]
+    return named_params(network, grads) + of_the_loss
 
 
 def named_params(layer: Layer, dparams: Any, place: str = "") -> list[tuple[str, jax.Array]]:

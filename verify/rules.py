@@ -28,6 +28,7 @@ from verify.networks import (
     draw_tokens,
     opened,
     prediction_shape,
+    with_loss,
 )
 from verify.specification import LayerSpec, LossSpec
 
@@ -105,7 +106,7 @@ def numbers(rng: np.random.Generator, kind: str, shape: Shape) -> np.ndarray:
     return rng.normal(size=shape) * (10 if kind == "large" else 1)
 
 
-def params_of_kind(rng: np.random.Generator, kind: str, network: Layer, x: Any) -> Any:
+def params_of_kind(rng: np.random.Generator, kind: str, network: Layer | Loss, x: Any) -> Any:
     """Random parameters: those of `draw_params`, or numbers on the lattice."""
     params = draw_params(rng, network, x)
     if kind in ("normal", "large"):
@@ -213,20 +214,26 @@ def _part_of_taken(taken: Mapping[str, Any], which: Any) -> dict[str, Any]:
 
 
 def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
-    """The rule of a loss by itself: values, and the error of weighted predictions."""
+    """The rule of a loss by itself: values, and the error of weighted predictions.
+
+    If it has parameters they are the first of the arguments, and their gradients among the results.
+    """
     spec = spec or specs.of_loss(loss)
 
-    def manual(prediction: Any, target: Any, weights: Any) -> Outputs:
-        values, _, error = loss.sweep((), prediction, target, weights)
-        return {"values": values, "dprediction": error}
+    def manual(*args: Any) -> Outputs:
+        *own, prediction, target, weights = args
+        values, dparams, error = loss.sweep(*(own or [()]), prediction, target, weights)
+        return {"values": values, **flat("d", dparams), "dprediction": error}
 
-    def autodiff(prediction: Any, target: Any, weights: Any) -> Outputs:
-        def total(prediction: Any) -> Any:
-            values = spec.reference(loss, prediction, target)
+    def autodiff(*args: Any) -> Outputs:
+        *own, prediction, target, weights = args
+
+        def total(own: Any, prediction: Any) -> Any:
+            values = spec.reference(loss, prediction, target, *own)
             return jnp.sum(weights * values), values
 
-        error, values = jax.grad(total, has_aux=True)(prediction)
-        return {"values": values, "dprediction": error}
+        (dparams, error), values = jax.grad(total, (0, 1), has_aux=True)(own, prediction)
+        return {"values": values, **flat("d", *(dparams or [()])), "dprediction": error}
 
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
         prediction = numbers(rng, kind, shape)
@@ -235,7 +242,11 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
             target = np.round(2 * target) / 2
         exact = kind in ("lattice", "ties", "beside")
         weights = numbers(rng, "lattice" if exact else kind, shape[:-1])
-        return prediction, target, weights
+        if not loss.parametric:
+            return prediction, target, weights
+        return params_of_kind(rng, kind, loss, prediction), prediction, target, weights
+
+    own = int(loss.parametric)
 
     return Rule(
         name=f"{loss!r} on {shape}",
@@ -244,10 +255,10 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
         autodiff=autodiff,
         draw=draw,
         exact=spec.exact(loss),
-        cotangent=2,
-        differentiated=1,
-        names=lambda *args: ["values", "dprediction"],
-        part=lambda args, which: tuple(each[which] for each in args),
+        cotangent=own + 2,
+        differentiated=own + 1,
+        names=lambda *args: ["values", *flat("d", *(args[:own] or [()])), "dprediction"],
+        part=lambda args, which: (*args[:own], *(each[which] for each in args[own:])),
         rows=frozenset({"values", "dprediction"}),
         omitted=spec.omitted,
     )
@@ -260,7 +271,7 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
     def gradient_only(params: Any, x: Any, y: Any, weights: Any, taken: Any = NOTHING) -> Outputs:
         settings: Any = {"network": network, "loss": loss, "weights": weights, **opened(taken)}
         total, grads = mbp.manual_value_and_grads(params, x, y, **settings)
-        return {"J": total, **dict(reference.named_params(network, grads))}
+        return {"J": total, **dict(reference.named_gradients(network, loss, grads))}
 
     def autodiff_only(params: Any, x: Any, y: Any, weights: Any, taken: Any = NOTHING) -> Outputs:
         given = opened(taken)
@@ -270,7 +281,7 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
             return reference.objective(network, loss, params, x, y, weights, untapped, given)[0]
 
         value, grads = jax.value_and_grad(total)(params)
-        return {"J": value, **dict(reference.named_params(network, grads))}
+        return {"J": value, **dict(reference.named_gradients(network, loss, grads))}
 
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
         seeded = replace(case, seed=(*case.seed, int(rng.integers(2**31))))
@@ -284,7 +295,10 @@ def of_case(case: Case, *, every_intermediate: bool = True) -> Rule:
         weights = problem.weights
         if weights is not None and kind in ("lattice", "ties"):
             weights = numbers(rng, "lattice", weights.shape)
-        return params_of_kind(rng, kind, network, x), x, y, weights, problem.taken
+        params = params_of_kind(rng, kind, network, x)
+        shape = prediction_shape(network, params, x)
+        of_loss = functools.partial(params_of_kind, rng, kind)
+        return with_loss(params, loss, shape, of_loss), x, y, weights, problem.taken
 
     def part(args: tuple[Any, ...], which: Any) -> tuple[Any, ...]:
         params, *each, taken = args

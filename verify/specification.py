@@ -93,14 +93,18 @@ class LossSpec:
     loss: type[Loss]
     samples: tuple[Loss, ...]
     reference: Callable[..., jax.Array]
-    """reference(loss, prediction, target) -> values, in another way."""
+    """reference(loss, prediction, target) -> values, in another way; of a loss that has or borrows
+    parameters reference(loss, prediction, target, params)."""
     naive: Callable[..., np.ndarray]
-    """naive(loss, prediction, target) -> values by loops over mpmath numbers."""
+    """naive(loss, prediction, target) -> values by loops over mpmath numbers; or
+    naive(loss, prediction, target, params)."""
     target: Callable[..., np.ndarray]
     """Random targets for predictions of this shape."""
     draw: Callable[..., Loss]
     counts: Callable[..., Any] = lambda loss, target: None
     """Which predictions count, None for all: written again, apart from the implementation."""
+    borrow: Callable[..., Any] = lambda loss, params: ()
+    """The loss's params where they are some of the network's: written again, too."""
     activation: Callable[..., jax.Array] = lambda z: z
     """The output activation of its canonical pair."""
     notes_target: Callable[..., np.ndarray | None] = lambda loss, y, units: None
