@@ -155,9 +155,7 @@ def named_gradients(network: Layer, loss: Loss, grads: Any) -> list[tuple[str, j
     if not loss.parametric:
         return named_params(network, grads)
     grads, own = grads
-    of_the_loss = [
-        (f"d{name} of the loss", each) for name, each in own._asdict().items() if each != ()
-    ]
+    of_the_loss = [(f"{name} of the loss", each) for name, each in _fields(own)]
     return named_params(network, grads) + of_the_loss
 
 
@@ -171,6 +169,10 @@ def named_params(layer: Layer, dparams: Any, place: str = "") -> list[tuple[str,
             for number, (child, each) in enumerate(zip(layer.children, dparams, strict=True), 1)
             for pair in named_params(child, each, f"{prefix}{number}")
         ]
+    return [(f"{name}{place or '1'}", each) for name, each in _fields(dparams)]
+
+
+def _fields(dparams: Any) -> list[tuple[str, jax.Array]]:
+    """Gradients by the names of their parameters; () is tied elsewhere, or isn't used."""
     fields = dparams._asdict() if hasattr(dparams, "_asdict") else {}
-    named = [(f"d{name}{place or '1'}", each) for name, each in fields.items()]
-    return [(name, each) for name, each in named if hasattr(each, "shape")]  # () is tied elsewhere
+    return [(f"d{name}", each) for name, each in fields.items() if hasattr(each, "shape")]

@@ -53,7 +53,7 @@ from manual_bp.layer import Loss, Tree, accumulation_dtype
 from manual_bp.losses._targets import check_classes, check_classes_exist
 from manual_bp.paths import Path, at, is_path, replaced
 
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 12 * 2**20
 """What a chunk's logits take in float32, at most."""
 FEWEST = 64
 """Predictions in a chunk, however many classes: dW is read and written once for each chunk."""
@@ -77,7 +77,7 @@ class LinearCrossEntropy(Loss):
     Args:
         classes: C, the rows of W.
         chunk: predictions in a chunk; fewer take less memory and more time. By default as many as
-            have logits of 16 MiB in float32, but not fewer than 64.
+            have logits of 12 MiB in float32, but not fewer than 64.
         soft_cap: s, so that logits stay within ±s; None for none.
         label_smoothing: α in [0, 1]: the share of the label that is spread evenly.
         ignored_class: targets of this class don't count; None when all do.
@@ -194,36 +194,39 @@ class LinearCrossEntropy(Loss):
         """
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
-        h = prediction.reshape(-1, prediction.shape[-1])
+        h, target = prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1)
         valid = (target >= 0) & (target < self.classes)
-        w = jnp.where(valid | (weights == 0), weights.astype(dtype), jnp.nan)
+        w = weights.reshape(-1).astype(dtype)
+        w = jnp.where(valid | (w == 0), w, jnp.nan)
         if self.ignored_class is not None:
             w = jnp.where(target == self.ignored_class, 0, w)
-        chunks, size = self._split(len(h))
+        size = self._predictions(len(h))
 
-        def in_chunks(rows: jax.Array) -> jax.Array:
-            """The rows chunk by chunk, the last filled up with zeros: the weight 0 among them."""
-            missing = ((0, chunks * size - len(h)), *((0, 0) for _ in rows.shape[1:]))
-            return jnp.pad(rows, missing).reshape(chunks, size, *rows.shape[1:])
+        def chunk(carry: Any, first: jax.Array) -> tuple[Any, None]:
+            dparams, dh, values = carry
+            start, new = _part(first, size, len(h))
+            h_n, k, w_n = (_rows(each, start, size) for each in (h, target, w))
+            each = self._chunk(params, dparams, h_n, k, jnp.where(new, w_n, 0))
+            dparams, dh_n, values_n = each
+            values = _added(values, start, jnp.where(new, values_n, 0))
+            return (dparams, _added(dh, start, dh_n), values), None
 
-        def step(dparams: Params, rows: Any) -> tuple[Params, Any]:
-            values, dparams, dh = self._chunk(params, dparams, *rows)
-            return dparams, (values, dh)
-
-        rows = tuple(map(in_chunks, (h, target.reshape(-1), w.reshape(-1))))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), params)
-        dparams, (values, dh) = jax.lax.scan(step, zeros, rows)
+        zeros = (
+            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), each) for each in (params, h, w)
+        )
+        firsts = jnp.arange(0, len(h), size)
+        (dparams, dh, values), _ = jax.lax.scan(chunk, tuple(zeros), firsts)
         dparams = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), dparams, params)
-        values = jnp.where(valid, values.reshape(-1)[: len(h)].reshape(target.shape), jnp.nan)
+        values = jnp.where(valid, values, jnp.nan)
         if self.ignored_class is not None:
             values = jnp.where(target == self.ignored_class, 0, values)
-        dh = dh.reshape(-1, h.shape[-1])[: len(h)].reshape(prediction.shape)
-        return values, dparams, dh.astype(prediction.dtype)
+        dh = dh.astype(prediction.dtype).reshape(prediction.shape)
+        return values.reshape(weights.shape), dparams, dh
 
     def _chunk(
         self, params: Params, dparams: Params, h: jax.Array, target: jax.Array, w: jax.Array
-    ) -> tuple[jax.Array, Params, jax.Array]:
-        """Values and dh of a chunk, and dparams with its share added.
+    ) -> tuple[Params, jax.Array, jax.Array]:
+        """A chunk's share added to dparams, its dh and its values.
 
         Args:
             params: W and b.
@@ -237,58 +240,56 @@ class LinearCrossEntropy(Loss):
         top = z.max(0)
         total = jnp.exp(z - top).sum(0)
         log_Z = top + jnp.log(total)
-        idle = w == 0
-        usable = jnp.where(idle[:, None], 0, h)  # 0 · NaN would be NaN in dW
-        size = self._block(h.shape)
+        usable = jnp.where(w[:, None] == 0, 0, h)  # 0 · NaN would be NaN in dW
+        size = self._block(*h.shape)
         low = jnp.result_type(h, W)  # the products' dtype
 
         def block(carry: Any, first: jax.Array) -> tuple[Any, None]:
             """The backward half, for the classes from `first` on."""
-            dparams, dh, fit = carry
-            start = jnp.minimum(first, self.classes - size)
-            c = (start + jnp.arange(size))[:, None]
-            new = c >= first  # the last block begins early, so that it is as large as the others
-            y = self._smoothed((c == target).astype(dtype))
-            each = jax.lax.dynamic_slice_in_dim(z, start, size)
-            shifted = each - top
+            dparams, dh, chosen = carry
+            start, new = _part(first, size, self.classes)
+            new = new[:, None]
+            y = self._smoothed((start + jnp.arange(size))[:, None] == target, dtype)
+            z_c = _rows(z, start, size)
+            shifted = z_c - top
+            chosen += jnp.where(new, y * shifted, 0).sum(0)
             p = jnp.exp(shifted) / total
-            fit += jnp.where(new, y * shifted, 0).sum(0)
             e = w * ((p * (1 + 2 * self.z_loss * log_Z) if self.z_loss else p) - y)
-            dz = e if self.soft_cap is None else e * (1 - (each / self.soft_cap) ** 2)
-            dz = jnp.where(new & ~idle, dz, 0)
-            db = () if not self.bias else _added(dparams.b, start, dz.sum(1))
+            dz = jnp.where(new & (w != 0), self._through_cap(e, z_c), 0)
+            db = _added(dparams.b, start, dz.sum(1)) if self.bias else ()
             dz = dz.astype(low)
             dW = jnp.einsum("cn,nf->cf", dz, usable, preferred_element_type=dtype)
-            W_c = jax.lax.dynamic_slice_in_dim(W, start, size)
-            dh += jnp.einsum("cn,cf->nf", dz, W_c, preferred_element_type=dtype)
-            return (Params(_added(dparams.W, start, dW), db), dh, fit), None
+            dh += jnp.einsum("cn,cf->nf", dz, _rows(W, start, size), preferred_element_type=dtype)
+            return (Params(_added(dparams.W, start, dW), db), dh, chosen), None
 
         carry = dparams, jnp.zeros(h.shape, dtype), jnp.zeros(top.shape, dtype)
-        starts = jnp.arange(0, self.classes, size)
-        (dparams, dh, fit), _ = jax.lax.scan(block, carry, starts)
-        values = jnp.log(total) - fit
-        return values + self.z_loss * log_Z**2 if self.z_loss else values, dparams, dh
+        firsts = jnp.arange(0, self.classes, size)
+        (dparams, dh, chosen), _ = jax.lax.scan(block, carry, firsts)
+        values = jnp.log(total) - chosen
+        return dparams, dh, values + self.z_loss * log_Z**2 if self.z_loss else values
 
     def _capped(self, z: jax.Array) -> jax.Array:
         return z if self.soft_cap is None else self.soft_cap * jnp.tanh(z / self.soft_cap)
 
-    def _smoothed(self, y: jax.Array) -> jax.Array:
+    def _through_cap(self, dz: jax.Array, z: jax.Array) -> jax.Array:
+        return dz if self.soft_cap is None else dz * (1 - (z / self.soft_cap) ** 2)
+
+    def _smoothed(self, chosen: jax.Array, dtype: Any) -> jax.Array:
+        """y, from which class each target is."""
+        y = chosen.astype(dtype)
         if not self.label_smoothing:
             return y
-        share = jnp.asarray(self.label_smoothing, y.dtype)
+        share = jnp.asarray(self.label_smoothing, dtype)
         return (1 - share) * y + share / self.classes
 
-    def _split(self, predictions: int) -> tuple[int, int]:
-        """How many chunks, and how many predictions in each: as even as can be."""
-        most = self.chunk or max(FEWEST, CHUNK_BYTES // (4 * self.classes))
-        chunks = -(-predictions // most)
-        return chunks, -(-predictions // chunks)
+    def _predictions(self, count: int) -> int:
+        """How many predictions a chunk has: chunks are as even as can be."""
+        return _evenly(count, self.chunk or max(FEWEST, CHUNK_BYTES // (4 * self.classes)))
 
-    def _block(self, shape: tuple[int, int]) -> int:
-        """Classes in a block: its dz and its share of dW take a quarter of the chunk's logits."""
-        predictions, features = shape
-        most = max(1, self.classes * predictions // (4 * (predictions + features)))
-        return -(-self.classes // -(-self.classes // most))
+    def _block(self, predictions: int, features: int) -> int:
+        """How many classes: dz and the share of dW take half of what the chunk's logits do."""
+        most = self.classes * predictions // (2 * (predictions + features))
+        return _evenly(self.classes, max(1, most))
 
     def check(self, prediction: Any, target: Any) -> None:
         check_floating(self, prediction)
@@ -324,7 +325,27 @@ class LinearCrossEntropy(Loss):
             raise ValueError(f"{self!r}: b has shape {given}, expected ({self.classes},).")
 
 
+def _evenly(count: int, most: int) -> int:
+    """The size of parts of `count` things, at most so many in a part, as even as can be."""
+    parts = -(-count // most)
+    return -(-count // parts)
+
+
+def _part(first: jax.Array, size: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """Where the part from `first` on starts, and which of its rows are new.
+
+    The last part starts early, so that it is as large as the others: its first rows have been in
+    the part before.
+    """
+    start = jnp.minimum(first, count - size)
+    return start, start + jnp.arange(size) >= first
+
+
+def _rows(rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(rows, start, size)
+
+
 def _added(total: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
     """The total with this part added from row `start` on; in place, inside a scan."""
-    rows = jax.lax.dynamic_slice_in_dim(total, start, len(part))
-    return jax.lax.dynamic_update_slice_in_dim(total, rows + part, start, 0)
+    added = _rows(total, start, len(part)) + part
+    return jax.lax.dynamic_update_slice_in_dim(total, added, start, 0)

@@ -114,9 +114,9 @@ SPECS = (
     LossSpec(
         loss=LinearCrossEntropy,
         samples=(
-            # So many classes that they go in blocks, of which the last overlaps the one before.
+            # With two features, blocks of two of the classes; the last one overlaps the third.
             LinearCrossEntropy(
-                19,
+                7,
                 chunk=3,
                 soft_cap=2.0,
                 label_smoothing=0.25,
@@ -125,7 +125,7 @@ SPECS = (
                 bias=True,
             ),
             LinearCrossEntropy(4, chunk=2),
-            LinearCrossEntropy(3, z_loss=0.125, ignored_class=0),
+            LinearCrossEntropy(3, chunk=2, z_loss=0.125, ignored_class=0),
         ),
         reference=reference,
         naive=naive,
