@@ -2,6 +2,7 @@
 
     python -m benchmarks stack              a table of ratios beside their targets
     python -m benchmarks stack --json FILE  the same as JSON too
+    python -m benchmarks linear_cross_entropy   a head fused with its loss, likewise
     make bench                              the same in a virtual environment of its own
 
 Each row is a ratio of two measurements. Times are measured in turn, one then the other, several

@@ -7,6 +7,7 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import lstm, stack
 from benchmarks import attention, stack
+from benchmarks import linear_cross_entropy, stack
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -44,6 +45,13 @@ def test_recurrent_layers_need_less_memory_than_the_scan(monkeypatch, capsys):
             assert row.target is not None
             assert row.ratio <= row.target, row
     assert "LSTM, T 64" in capsys.readouterr().out
+def test_the_fused_head_is_leaner_than_autodiff():
+    size = linear_cross_entropy.Size(predictions=1024, classes=32_768, features=256)
+    row = linear_cross_entropy.memory(size)
+    assert row.target == 0.1 and 0 < row.ratio <= row.target, row
+    small = linear_cross_entropy.Size(predictions=64, classes=512, features=8)
+    kinds = [each.what for each in linear_cross_entropy.measure((small,), rounds=1)]
+    assert kinds == ["memory over jax.grad", "time over jax.grad"]
 
 
 def test_an_unknown_benchmark_is_an_error(capsys):

@@ -350,7 +350,9 @@ def _hostile(rng: np.random.Generator, args: Any) -> Any:
         if rng.random() > 1.5 / len(leaves):
             return leaf  # if all were spoilt, nothing but NaN would be left to see
         if leaf.dtype.kind in "iu":
-            return np.where(rng.random(leaf.shape) < 0.5, rng.integers(-3, 9), leaf)
+            return np.where(
+                rng.random(leaf.shape) < 0.5, rng.integers(-3, max(9, leaf.max() + 3)), leaf
+            )
         if leaf.dtype.kind != "f" or not leaf.ndim:
             return leaf
         how = rng.integers(4)

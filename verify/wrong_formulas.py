@@ -24,6 +24,7 @@ from verify import rules, wrong_formulas_tokens
 from verify import rules
 from verify import wrong_formulas_recurrent as recurrent
 from verify import rules, wrong_formulas_attention
+from verify import wrong_formulas_linear_cross_entropy as linear_cross_entropy
 from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
@@ -168,6 +169,9 @@ WRONG: dict[str, Callable[[], Any]] = {
 OWN_CASES = {**recurrent.OWN_CASES}
 """The cases of mistakes that show in no network above."""
 WRONG |= recurrent.WRONG
+OWN_CASES = dict.fromkeys(linear_cross_entropy.WRONG, linear_cross_entropy.CASES)
+"""The cases of mistakes that show in no network above."""
+WRONG |= linear_cross_entropy.WRONG
 
 
 @contextmanager

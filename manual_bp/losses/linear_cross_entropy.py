@@ -53,10 +53,11 @@ from manual_bp.layer import Loss, Tree, accumulation_dtype
 from manual_bp.losses._targets import check_classes, check_classes_exist
 from manual_bp.paths import Path, at, is_path, replaced
 
-CHUNK_BYTES = 12 * 2**20
+CHUNK_BYTES = 2**24
 """What a chunk's logits take in float32, at most."""
 FEWEST = 64
-"""Predictions in a chunk, however many classes: dW is read and written once for each chunk."""
+"""Predictions in a chunk, however many classes: dW is read and written once for each chunk. More
+are a multiple of it: matrix products are fastest at such sizes."""
 
 
 class Params(NamedTuple):
@@ -76,8 +77,8 @@ class LinearCrossEntropy(Loss):
 
     Args:
         classes: C, the rows of W.
-        chunk: predictions in a chunk; fewer take less memory and more time. By default as many as
-            have logits of 12 MiB in float32, but not fewer than 64.
+        chunk: predictions in a chunk; fewer take less memory and more time. By default as many
+            times 64 as have logits of 16 MiB in float32, but at least 64.
         soft_cap: s, so that logits stay within ±s; None for none.
         label_smoothing: α in [0, 1]: the share of the label that is spread evenly.
         ignored_class: targets of this class don't count; None when all do.
@@ -195,16 +196,18 @@ class LinearCrossEntropy(Loss):
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
         h, target = prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1)
+        w, counts = weights.reshape(-1).astype(dtype), self.counts(h, target)
         valid = (target >= 0) & (target < self.classes)
-        w = weights.reshape(-1).astype(dtype)
+        if counts is not None:
+            valid |= ~counts
         w = jnp.where(valid | (w == 0), w, jnp.nan)
-        if self.ignored_class is not None:
-            w = jnp.where(target == self.ignored_class, 0, w)
         size = self._predictions(len(h))
 
         def chunk(carry: Any, first: jax.Array) -> tuple[Any, None]:
             dparams, dh, values = carry
             start, new = _part(first, size, len(h))
+            if counts is not None:
+                new &= _rows(counts, start, size)
             h_n, k, w_n = (_rows(each, start, size) for each in (h, target, w))
             each = self._chunk(params, dparams, h_n, k, jnp.where(new, w_n, 0))
             dparams, dh_n, values_n = each
@@ -218,8 +221,6 @@ class LinearCrossEntropy(Loss):
         (dparams, dh, values), _ = jax.lax.scan(chunk, tuple(zeros), firsts)
         dparams = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), dparams, params)
         values = jnp.where(valid, values, jnp.nan)
-        if self.ignored_class is not None:
-            values = jnp.where(target == self.ignored_class, 0, values)
         dh = dh.astype(prediction.dtype).reshape(prediction.shape)
         return values.reshape(weights.shape), dparams, dh
 
@@ -283,12 +284,13 @@ class LinearCrossEntropy(Loss):
         return (1 - share) * y + share / self.classes
 
     def _predictions(self, count: int) -> int:
-        """How many predictions a chunk has: chunks are as even as can be."""
-        return _evenly(count, self.chunk or max(FEWEST, CHUNK_BYTES // (4 * self.classes)))
+        """How many predictions a chunk has; matrix products are fastest at multiples of 8."""
+        most = self.chunk or FEWEST * max(1, CHUNK_BYTES // (4 * FEWEST * self.classes))
+        return min(most, count, 8 * -(-_evenly(count, most) // 8))
 
     def _block(self, predictions: int, features: int) -> int:
-        """How many classes: dz and the share of dW take half of what the chunk's logits do."""
-        most = self.classes * predictions // (2 * (predictions + features))
+        """How many classes: dz and the share of dW take a quarter of what the chunk's logits do."""
+        most = self.classes * predictions // (4 * (predictions + features))
         return _evenly(self.classes, max(1, most))
 
     def check(self, prediction: Any, target: Any) -> None:
@@ -342,10 +344,10 @@ def _part(first: jax.Array, size: int, count: int) -> tuple[jax.Array, jax.Array
 
 
 def _rows(rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(rows, start, size)
+    return jax.lax.dynamic_slice_in_dim(rows, start, size, allow_negative_indices=False)
 
 
 def _added(total: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
     """The total with this part added from row `start` on; in place, inside a scan."""
     added = _rows(total, start, len(part)) + part
-    return jax.lax.dynamic_update_slice_in_dim(total, added, start, 0)
+    return jax.lax.dynamic_update_slice_in_dim(total, added, start, 0, allow_negative_indices=False)

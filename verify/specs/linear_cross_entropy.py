@@ -114,10 +114,10 @@ SPECS = (
     LossSpec(
         loss=LinearCrossEntropy,
         samples=(
-            # With two features, blocks of two of the classes; the last one overlaps the third.
+            # With two features, blocks of two of the classes; the last overlaps the one before.
             LinearCrossEntropy(
-                7,
-                chunk=3,
+                13,
+                chunk=4,
                 soft_cap=2.0,
                 label_smoothing=0.25,
                 ignored_class=-1,
