@@ -153,6 +153,18 @@ def test_a_chunk_s_logits_take_16_mib_unless_they_would_be_of_fewer_than_64(clas
     assert LinearCrossEntropy(classes)._predictions(count) == size
 
 
+def test_under_jit_values_alone_take_one_product():
+    loss = LinearCrossEntropy(50, chunk=3, z_loss=0.125)
+
+    def products(wanted):
+        run = jax.jit(lambda *args: wanted(swept(loss)(*args)))
+        text = run.lower(W[[0] * 50], H, CLASSES, WEIGHTS).compile().as_text()
+        return text.count(" dot(")
+
+    assert products(lambda swept: swept[0]) == 1
+    assert products(lambda swept: swept) == 3
+
+
 # --- a shared W -------------------------------------------------------------------------------
 
 

@@ -200,19 +200,16 @@ class LinearCrossEntropy(Loss):
         valid = (target >= 0) & (target < self.classes)
         if counts is not None:
             valid |= ~counts
+            w = jnp.where(counts, w, 0)
         w = jnp.where(valid | (w == 0), w, jnp.nan)
         size = self._predictions(len(h))
 
         def chunk(carry: Any, first: jax.Array) -> tuple[Any, None]:
             dparams, dh, values = carry
             start, new = _part(first, size, len(h))
-            if counts is not None:
-                new &= _rows(counts, start, size)
-            h_n, k, w_n = (_rows(each, start, size) for each in (h, target, w))
-            each = self._chunk(params, dparams, h_n, k, jnp.where(new, w_n, 0))
-            dparams, dh_n, values_n = each
-            values = _added(values, start, jnp.where(new, values_n, 0))
-            return (dparams, _added(dh, start, dh_n), values), None
+            rows = (_rows(each, start, size) for each in (h, target, w))
+            dparams, dh_n, values_n = self._chunk(params, dparams, new, *rows)
+            return (dparams, _put(dh, start, dh_n), _put(values, start, values_n)), None
 
         zeros = (
             jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), each) for each in (params, h, w)
@@ -221,17 +218,26 @@ class LinearCrossEntropy(Loss):
         (dparams, dh, values), _ = jax.lax.scan(chunk, tuple(zeros), firsts)
         dparams = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), dparams, params)
         values = jnp.where(valid, values, jnp.nan)
+        if counts is not None:
+            values = jnp.where(counts, values, 0)
         dh = dh.astype(prediction.dtype).reshape(prediction.shape)
         return values.reshape(weights.shape), dparams, dh
 
     def _chunk(
-        self, params: Params, dparams: Params, h: jax.Array, target: jax.Array, w: jax.Array
+        self,
+        params: Params,
+        dparams: Params,
+        new: jax.Array,
+        h: jax.Array,
+        target: jax.Array,
+        w: jax.Array,
     ) -> tuple[Params, jax.Array, jax.Array]:
         """A chunk's share added to dparams, its dh and its values.
 
         Args:
             params: W and b.
             dparams: the gradients of the chunks before.
+            new: (predictions,), which haven't been in the chunk before, and add to dparams.
             h: (predictions, F).
             target, w: (predictions,), classes and weights.
         """
@@ -241,25 +247,26 @@ class LinearCrossEntropy(Loss):
         top = z.max(0)
         total = jnp.exp(z - top).sum(0)
         log_Z = top + jnp.log(total)
-        usable = jnp.where(w[:, None] == 0, 0, h)  # 0 · NaN would be NaN in dW
+        # h is left out of dW where its weight is 0: 0 · NaN would be NaN.
+        added = jnp.where((new & (w != 0))[:, None], h, 0)
         size = self._block(*h.shape)
         low = jnp.result_type(h, W)  # the products' dtype
 
         def block(carry: Any, first: jax.Array) -> tuple[Any, None]:
             """The backward half, for the classes from `first` on."""
             dparams, dh, chosen = carry
-            start, new = _part(first, size, self.classes)
-            new = new[:, None]
+            start, new_c = _part(first, size, self.classes)
+            new_c = new_c[:, None]
             y = self._smoothed((start + jnp.arange(size))[:, None] == target, dtype)
             z_c = _rows(z, start, size)
             shifted = z_c - top
-            chosen += jnp.where(new, y * shifted, 0).sum(0)
+            chosen += jnp.where(new_c, y * shifted, 0).sum(0)
             p = jnp.exp(shifted) / total
             e = w * ((p * (1 + 2 * self.z_loss * log_Z) if self.z_loss else p) - y)
-            dz = jnp.where(new & (w != 0), self._through_cap(e, z_c), 0)
-            db = _added(dparams.b, start, dz.sum(1)) if self.bias else ()
+            dz = jnp.where(new_c & (w != 0), self._through_cap(e, z_c), 0)
+            db = _added(dparams.b, start, jnp.where(new, dz, 0).sum(1)) if self.bias else ()
             dz = dz.astype(low)
-            dW = jnp.einsum("cn,nf->cf", dz, usable, preferred_element_type=dtype)
+            dW = jnp.einsum("cn,nf->cf", dz, added, preferred_element_type=dtype)
             dh += jnp.einsum("cn,cf->nf", dz, _rows(W, start, size), preferred_element_type=dtype)
             return (Params(_added(dparams.W, start, dW), db), dh, chosen), None
 
@@ -349,5 +356,8 @@ def _rows(rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
 
 def _added(total: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
     """The total with this part added from row `start` on; in place, inside a scan."""
-    added = _rows(total, start, len(part)) + part
-    return jax.lax.dynamic_update_slice_in_dim(total, added, start, 0, allow_negative_indices=False)
+    return _put(total, start, _rows(total, start, len(part)) + part)
+
+
+def _put(rows: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(rows, part, start, 0, allow_negative_indices=False)
