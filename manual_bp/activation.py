@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import Layer, Tree, check_taken
+from manual_bp.layer import Layer, Loss, Tree, check_taken
 
 Initializer = Callable[..., jax.Array]
 
@@ -101,7 +101,7 @@ class Gated(Activation):
         return jnp.zeros_like(z)
 
 
-def check_floating(layer: Layer, x: Any) -> None:
+def check_floating(layer: Layer | Loss, x: Any) -> None:
     """Raise unless x is floating: integers are tokens or pixels, and both need something first."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

@@ -62,7 +62,7 @@ def judge_loss(loss: Loss, shape: Shape, seed: int = 0) -> Verdict:
     def values(prediction: Any, target: Any, *own: Any) -> Any:
         if not own:
             return loss.value(prediction, target)
-        return loss.sweep(*own, prediction, target, jnp.ones(shape[:-1]))[0]
+        return loss.sweep(own[0], prediction, target, jnp.ones(shape[:-1]))[0]
 
     args = (prediction, target, *own)
     ours = trace(values, *args).run(args, BOUNDS)

@@ -222,7 +222,7 @@ def of_loss(loss: Loss, shape: Shape, spec: LossSpec | None = None) -> Rule:
 
     def manual(*args: Any) -> Outputs:
         *own, prediction, target, weights = args
-        values, dparams, error = loss.sweep(*(own or [()]), prediction, target, weights)
+        values, dparams, error = loss.sweep(own[0] if own else (), prediction, target, weights)
         return {"values": values, **flat("d", dparams), "dprediction": error}
 
     def autodiff(*args: Any) -> Outputs:
@@ -339,7 +339,7 @@ def of_specs(batch: int = 1) -> list[Rule]:
     ]
     for spec in specs.losses():
         for loss in spec.samples:
-            found += [of_loss(loss, (batch * m, *rest), spec) for m, *rest in ((5, 4), (2, 3, 2))]
+            found += [of_loss(loss, (batch * m, *rest), spec) for m, *rest in spec.shapes]
     return found
 
 

@@ -92,6 +92,7 @@ class LossSpec:
 
     loss: type[Loss]
     samples: tuple[Loss, ...]
+    """Settings where it could go wrong."""
     reference: Callable[..., jax.Array]
     """reference(loss, prediction, target) -> values, in another way; of a loss that has or borrows
     parameters reference(loss, prediction, target, params)."""
@@ -101,6 +102,8 @@ class LossSpec:
     target: Callable[..., np.ndarray]
     """Random targets for predictions of this shape."""
     draw: Callable[..., Loss]
+    shapes: tuple[Shape, ...] = ((5, 4), (2, 3, 2))
+    """Of predictions, for every sample."""
     counts: Callable[..., Any] = lambda loss, target: None
     """Which predictions count, None for all: written again, apart from the implementation."""
     borrow: Callable[..., Any] = lambda loss, params: ()

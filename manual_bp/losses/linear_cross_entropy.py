@@ -197,10 +197,9 @@ class LinearCrossEntropy(Loss):
         dtype = accumulation_dtype(prediction, params.W)
         h, target = prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1)
         w, counts = weights.reshape(-1).astype(dtype), self.counts(h, target)
-        valid = (target >= 0) & (target < self.classes)
         if counts is not None:
-            valid |= ~counts
-            w = jnp.where(counts, w, 0)
+            target, w = jnp.where(counts, target, 0), jnp.where(counts, w, 0)
+        valid = (target >= 0) & (target < self.classes)
         w = jnp.where(valid | (w == 0), w, jnp.nan)
         size = self._predictions(len(h))
 

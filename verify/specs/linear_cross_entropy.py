@@ -114,10 +114,11 @@ SPECS = (
     LossSpec(
         loss=LinearCrossEntropy,
         samples=(
-            # With two features, blocks of two of the classes; the last overlaps the one before.
+            # With two features, blocks of two of the classes. The last block overlaps the one
+            # before, and the last chunk too.
             LinearCrossEntropy(
-                13,
-                chunk=4,
+                15,
+                chunk=3,
                 soft_cap=2.0,
                 label_smoothing=0.25,
                 ignored_class=-1,
@@ -127,6 +128,7 @@ SPECS = (
             LinearCrossEntropy(4, chunk=2),
             LinearCrossEntropy(3, chunk=2, z_loss=0.125, ignored_class=0),
         ),
+        shapes=((5, 4), (2, 4, 2)),
         reference=reference,
         naive=naive,
         target=target,
