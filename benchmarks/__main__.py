@@ -9,11 +9,12 @@ import pathlib
 from benchmarks import attention, linear_cross_entropy, lstm, stack
 from benchmarks.measuring import show
 
-BENCHMARKS = {"stack": stack, "lstm": lstm, "attention": attention, "linear_cross_entropy": linear_cross_entropy}
-
-
-from benchmarks.measuring import show
-from benchmarks.measuring import show
+BENCHMARKS = {
+    "stack": stack,
+    "lstm": lstm,
+    "attention": attention,
+    "linear_cross_entropy": linear_cross_entropy,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

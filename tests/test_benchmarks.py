@@ -5,9 +5,7 @@ import json
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import lstm, stack
-from benchmarks import attention, stack
-from benchmarks import linear_cross_entropy, stack
+from benchmarks import attention, linear_cross_entropy, lstm, stack
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -45,6 +43,8 @@ def test_recurrent_layers_need_less_memory_than_the_scan(monkeypatch, capsys):
             assert row.target is not None
             assert row.ratio <= row.target, row
     assert "LSTM, T 64" in capsys.readouterr().out
+
+
 def test_the_fused_head_is_leaner_than_autodiff():
     size = linear_cross_entropy.Size(predictions=1024, classes=32_768, features=256)
     row = linear_cross_entropy.memory(size)

@@ -36,7 +36,6 @@ JAX_NAMES = {
     "jax.lax.dynamic_index_in_dim",
     "jax.lax.dynamic_slice_in_dim",
     "jax.lax.dynamic_update_index_in_dim",
-    "jax.lax.dynamic_slice_in_dim",
     "jax.lax.dynamic_update_slice_in_dim",
     "jax.lax.erf",
     "jax.lax.erfc",

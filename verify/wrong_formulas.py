@@ -20,11 +20,9 @@ from manual_bp.activations import Relu
 from manual_bp.combinators.sequential import Sequential
 from manual_bp.layer import outer_over_examples, sum_over_examples
 from manual_bp.layers.dense import Dense, Params, Residuals
-from verify import rules, wrong_formulas_tokens
-from verify import rules
-from verify import wrong_formulas_recurrent as recurrent
-from verify import rules, wrong_formulas_attention
+from verify import rules, wrong_formulas_attention, wrong_formulas_tokens
 from verify import wrong_formulas_linear_cross_entropy as linear_cross_entropy
+from verify import wrong_formulas_recurrent as recurrent
 from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
@@ -166,12 +164,12 @@ WRONG: dict[str, Callable[[], Any]] = {
     **wrong_formulas_attention.WRONG,
 }
 
-OWN_CASES = {**recurrent.OWN_CASES}
+WRONG |= recurrent.WRONG | linear_cross_entropy.WRONG
+OWN_CASES = {
+    **recurrent.OWN_CASES,
+    **dict.fromkeys(linear_cross_entropy.WRONG, linear_cross_entropy.CASES),
+}
 """The cases of mistakes that show in no network above."""
-WRONG |= recurrent.WRONG
-OWN_CASES = dict.fromkeys(linear_cross_entropy.WRONG, linear_cross_entropy.CASES)
-"""The cases of mistakes that show in no network above."""
-WRONG |= linear_cross_entropy.WRONG
 
 
 @contextmanager
