@@ -90,7 +90,7 @@ class Residuals(NamedTuple):
 class MultiHeadAttention(Layer):
     """softmax(scale · Q Kᵀ) V for each head, between dense layers.
 
-    Weights are drawn by Glorot's rule, biases are 0.
+    Weights are drawn by Glorot's rule unless told otherwise, biases are 0.
 
     Args:
         heads: how many heads queries have.
@@ -111,6 +111,8 @@ class MultiHeadAttention(Layer):
         bias: whether biases are added.
         block: how many queries, and keys, are compared at a time: memory is then linear in T.
             All at once unless given.
+        initial_std: standard deviation of the weights as drawn, from a normal distribution.
+        last_initial_std: that of Wo, where it is to differ: GPT-2 draws it smaller.
 
     Raises:
         TypeError: for a setting or an input of the wrong type.
@@ -149,6 +151,8 @@ class MultiHeadAttention(Layer):
     rotary: float | None = field(default=None, kw_only=True)
     bias: bool = field(default=True, kw_only=True)
     block: int | None = field(default=None, kw_only=True)
+    initial_std: float | None = field(default=None, kw_only=True)
+    last_initial_std: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
@@ -164,7 +168,7 @@ class MultiHeadAttention(Layer):
                 raise TypeError(
                     f"{kind}: {name} must be True or False, got {getattr(self, name)!r}.{advice}"
                 )
-        for name in ("scale", "soft_cap", "rotary"):
+        for name in ("scale", "soft_cap", "rotary", "initial_std", "last_initial_std"):
             value = getattr(self, name)
             if value is not None:
                 wanted = "a positive number"
@@ -216,9 +220,12 @@ class MultiHeadAttention(Layer):
         of_queries, of_keys = self.heads * d, self._kv_heads * d
         read = features if self.memory is None else self.memory
         shapes = ((of_queries, features), (of_keys, read), (of_keys, read), (features, of_queries))
+        last = self.initial_std if self.last_initial_std is None else self.last_initial_std
         drawn = [
-            glorot(jax.random.fold_in(key, number), shape, x.dtype)
-            for number, shape in enumerate(shapes)
+            _initializer(std)(jax.random.fold_in(key, number), shape, x.dtype)
+            for number, (shape, std) in enumerate(
+                zip(shapes, (*[self.initial_std] * 3, last), strict=True)
+            )
         ]
         biases = [jnp.zeros(shape[0], x.dtype) if self.bias else () for shape in shapes]
         return Params(*drawn, *biases)
@@ -397,6 +404,11 @@ class MultiHeadAttention(Layer):
                 f"{self!r}: {name} has shape {tuple(mask.shape)}, expected "
                 f"{' or '.join(map(str, fits))}."
             )
+
+
+def _initializer(std: float | None) -> Any:
+    """How weights are drawn: by Glorot's rule, or with this standard deviation."""
+    return glorot if std is None else jax.nn.initializers.normal(std)
 
 
 def _affine(W: Any, b: Any, x: jax.Array) -> jax.Array:
