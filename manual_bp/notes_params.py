@@ -58,7 +58,7 @@ def as_network(params: Tree) -> Sequential:
 def is_dense_chain(network: Layer) -> bool:
     """Whether the network's params are the notes' pairs."""
     return isinstance(network, Sequential) and all(
-        isinstance(layer, Dense) for layer in network.layers
+        isinstance(layer, Dense) and layer.bias for layer in network.layers
     )
 
 

@@ -14,7 +14,7 @@ Backward, given dA, the error that arrives from the layer above:
 
 With dA = dZ[l+1] W[l+1] from the layer above, the first line is the notes' hidden error,
 dZ[l] = W[l+1]ᵀ dZ[l+1] ⊙ g'(Z[l]). The notes' 1/m is in dA already: the engine applies it once, at
-the first error.
+the first error. A layer without a bias, such as the head of a language model, has Z = A_prev Wᵀ.
 
 Derivation.  J depends on W_oi through Z_no = Σ_i W_oi A_ni + b_o alone, for every example n. So
 ∂J/∂W_oi = Σ_n dZ_no A_ni, ∂J/∂b_o = Σ_n dZ_no and ∂J/∂A_ni = Σ_o dZ_no W_oi: the index that is
@@ -41,7 +41,7 @@ from manual_bp.layer import Layer, Tree, check_taken, outer_over_examples, sum_o
 
 
 class Params(NamedTuple):
-    """W: (n_out, n_in), b: (n_out,)."""
+    """W: (n_out, n_in), b: (n_out,), or () without a bias."""
 
     W: Any
     b: Any
@@ -64,6 +64,8 @@ class Dense(Layer):
         features: n_out, the number of units.
         activation: g, element-wise; identity unless given.
         inputs: n_in, checked where given; otherwise as many as the input has.
+        bias: whether b is added. The notes' pairs (W, b) need one: params of a network without are
+            written as `init` makes them.
 
     Raises:
         TypeError: for a setting or an input of the wrong type.
@@ -83,6 +85,7 @@ class Dense(Layer):
     features: int
     activation: Activation = identity
     inputs: int | None = field(default=None, kw_only=True)
+    bias: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, size in (("features", self.features), ("inputs", self.inputs)):
@@ -91,11 +94,27 @@ class Dense(Layer):
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise TypeError(f"Dense: {name} must be a positive int, got {size!r}.")
         check_activation(f"Dense({self.features})", self.activation)
+        if not isinstance(self.bias, bool):
+            raise TypeError(
+                f"Dense({self.features}): bias must be True or False, got {self.bias!r}. The bias "
+                "itself is among the params."
+            )
+        if not isinstance(self.activation, Activation):
+            family = isinstance(self.activation, type) and issubclass(self.activation, Activation)
+            advice = (
+                "This one is a family: call it, as in leaky_relu(0.01)."
+                if family
+                else "Use one of manual_bp's, such as manual_bp.relu."
+            )
+            raise TypeError(
+                f"Dense({self.features}): activation must be an activation of manual_bp, got "
+                f"{self.activation!r}. {advice}"
+            )
 
     def init(self, key: jax.Array, x: Any) -> Params:
         self._check_input(x, x.shape[-1] if self.inputs is None else self.inputs)
         W = self.activation.initializer(key, (self.features, x.shape[-1]), x.dtype)
-        return Params(W, jnp.zeros(self.features, x.dtype))
+        return Params(W, jnp.zeros(self.features, x.dtype) if self.bias else ())
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
@@ -107,14 +126,15 @@ class Dense(Layer):
     ) -> tuple[Params, jax.Array]:
         dz = self.error(residuals, dout)
         dW = outer_over_examples(dz, residuals.a_prev, like=params.W)
-        db = sum_over_examples(dz).astype(params.b.dtype)
+        db = sum_over_examples(dz).astype(params.b.dtype) if self.bias else ()
         da_prev = (dz @ params.W).astype(residuals.a_prev.dtype)
         return Params(dW, db), da_prev
 
     def preactivation(self, params: Params, a_prev: jax.Array) -> jax.Array:
         """Z = A_prev Wᵀ + b."""
         self._check(params, a_prev)
-        return a_prev @ params.W.T + params.b
+        z = a_prev @ params.W.T
+        return z + params.b if self.bias else z
 
     def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
         """dZ = dA ⊙ g'(Z)."""
@@ -128,7 +148,14 @@ class Dense(Layer):
                 "Make them with network.init(key, x)."
             )
         W, b = params.W, params.b
+        if not self.bias and jax.tree.leaves(b):
+            raise ValueError(
+                f"{self!r}: params have a bias b, expected b=() since bias=False. Use the layer "
+                "that they were made for."
+            )
         for name, value, axes in (("W", W, 2), ("b", b, 1)):
+            if name == "b" and not self.bias:
+                continue
             if not hasattr(value, "shape") or not jnp.issubdtype(value.dtype, jnp.floating):
                 given = f"{value.dtype}" if hasattr(value, "dtype") else type(value).__name__
                 raise TypeError(f"{self!r}: {name} must be a floating-point array, got {given}.")
@@ -149,7 +176,7 @@ class Dense(Layer):
             raise ValueError(
                 f"{self!r}: W has shape {(n_out, n_in)}, expected ({self.features}, n_in).{advice}"
             )
-        if b.shape != (n_out,):
+        if self.bias and b.shape != (n_out,):
             raise ValueError(
                 f"{self!r}: b has shape {b.shape}, expected ({n_out},), one for each row of W; "
                 "it is not broadcast."

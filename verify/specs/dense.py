@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,23 +19,25 @@ from verify.specs import activations
 def reference(layer: Dense, params: Any, x: jax.Array, tap: Tap) -> jax.Array:
     """g(x Wᵀ + b) by jnp.dot and jax.nn."""
     W, b = params
-    z = tap("Z", jnp.dot(x, jnp.transpose(W)) + b)
+    product = jnp.dot(x, jnp.transpose(W))
+    z = tap("Z", product + b if layer.bias else product)
     return activations.reference(layer.activation, z)
 
 
 def naive(layer: Dense, params: Any, x: np.ndarray) -> np.ndarray:
     """One number at a time."""
     W, b = params
+    biases = b if layer.bias else [0 * weights[0] for weights in W]
     rows = x.reshape(-1, x.shape[-1])
     z = np.array(
         [
             [
                 sum(w * a for w, a in zip(weights, row, strict=True)) + bias
-                for weights, bias in zip(W, b, strict=True)
+                for weights, bias in zip(W, biases, strict=True)
             ]
             for row in rows
         ]
-    ).reshape(*x.shape[:-1], len(b))
+    ).reshape(*x.shape[:-1], len(W))
     return activations.naive(layer.activation, (), z)
 
 
@@ -47,16 +50,18 @@ def draw(rng: np.random.Generator, shape: Shape) -> Dense:
         width = shape[-1]
     else:
         width = int(rng.integers(1, 97)) if rng.random() < 0.2 else int(rng.integers(2, 17))
-    return Dense(width, activations.draw_activation(rng))
+    return Dense(width, activations.draw_activation(rng), bias=bool(rng.random() < 0.9))
 
 
 def shrink(layer: Dense) -> Iterator[Dense]:
-    """Fewer units, no activation."""
+    """Fewer units, no activation, a bias."""
     if layer.features > 1:
-        yield Dense(layer.features // 2, layer.activation)
-        yield Dense(layer.features - 1, layer.activation)
+        yield replace(layer, features=layer.features // 2)
+        yield replace(layer, features=layer.features - 1)
     if layer.activation != mbp.identity:
-        yield Dense(layer.features, mbp.identity)
+        yield replace(layer, activation=mbp.identity)
+    if not layer.bias:
+        yield replace(layer, bias=True)
 
 
 def _forward(layer: Dense, W: Any, b: Any, x: Any) -> Any:
@@ -131,6 +136,24 @@ ERRORS = (
         TypeError,
         ("Dense(3)", "fields W and b", "got tuple", "network.init"),
     ),
+    BadInput(
+        "no bias where there should be one",
+        lambda: Dense(3).forward(Params(jnp.zeros((3, 4)), ()), jnp.zeros((5, 4))),
+        TypeError,
+        ("Dense(3)", "b must be a floating-point array", "tuple"),
+    ),
+    BadInput(
+        "a bias where there should be none",
+        _forward(Dense(3, bias=False), (3, 4), (3,), (5, 4)),
+        ValueError,
+        ("Dense(3, bias=False)", "a bias b", "expected b=()", "bias=False"),
+    ),
+    BadInput(
+        "a bias that is an array",
+        lambda: Dense(3, bias=jnp.zeros(3)),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        ("Dense(3)", "bias must be True or False", "among the params"),
+    ),
     BadInput("no units", lambda: Dense(0), TypeError, ("features", "positive int", "0")),
     BadInput(
         "half a unit",
@@ -172,6 +195,7 @@ SPECS = (
             (Dense(4, mbp.relu), (4, 4)),  # square everywhere: a missing transpose has a shape
             (Dense(1, mbp.identity), (3, 1)),
             (Dense(2, mbp.sigmoid), (1, 6)),
+            (Dense(2, mbp.tanh, bias=False), (3, 4)),
             (Dense(3, mbp.leaky_relu(0.25)), (2, 3, 5)),  # a leading time axis
             (Dense(2, mbp.gelu), (2, 2, 3, 4)),
         ),
