@@ -88,7 +88,7 @@ def test_training_on_digits_sees_a_gradient_that_is_off(monkeypatch, factor, hol
 
     monkeypatch.setattr(mbp, "manual_value_and_grads", off)
     with jax.enable_x64(True):
-        assert (training.train(training.MLP, 20, np.float64).ratio <= 2) == holds
+        assert (training.train(training.MLP, 20, np.float64).curves.ratio <= 2) == holds
 
 
 def test_nothing_judged_is_no_success():
@@ -263,7 +263,7 @@ TINY = 1e-4
 
 DERIVED = {
     ("verify/arithmetic/error_bound.py", "finfo().eps"): "the unit roundoff u of a dtype",
-    ("verify/training.py", "nextafter"): "moves parameters by a rounding: the yardstick itself",
+    ("verify/curves.py", "nextafter"): "moves parameters by a rounding: the yardstick itself",
     ("verify/diagnosis.py", "comparison with a number"): "finds words for what is judged wrong",
 }
 """Where something of the kind isn't a tolerance, and why."""
