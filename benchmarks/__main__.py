@@ -11,6 +11,7 @@ from benchmarks.measuring import show
 
 BENCHMARKS = {"stack": stack, "lstm": lstm, "attention": attention, "linear_cross_entropy": linear_cross_entropy}
 
+
     "stack": stack,
     "lstm": lstm,
     "attention": attention,

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import Activation, check_activation, check_floating
+from manual_bp.activation import Activation, check_floating, check_number
 from manual_bp.activations import identity
 from manual_bp.layer import Layer, Tree, check_taken, outer_over_examples, sum_over_examples
 
@@ -58,7 +59,8 @@ class Residuals(NamedTuple):
 class Dense(Layer):
     """A = g(A_prev Wᵀ + b), one layer of the notes.
 
-    Weights are drawn after the activation (see `manual_bp.activations`), biases are 0.
+    Weights are drawn after the activation (see `manual_bp.activations`) unless told otherwise,
+    biases are 0.
 
     Args:
         features: n_out, the number of units.
@@ -66,6 +68,8 @@ class Dense(Layer):
         inputs: n_in, checked where given; otherwise as many as the input has.
         bias: whether b is added. The notes' pairs (W, b) need one: params of a network without are
             written as `init` makes them.
+        initial_std: standard deviation of W as drawn, from a normal distribution; by the
+            activation's rule unless given.
 
     Raises:
         TypeError: for a setting or an input of the wrong type.
@@ -86,6 +90,7 @@ class Dense(Layer):
     activation: Activation = identity
     inputs: int | None = field(default=None, kw_only=True)
     bias: bool = field(default=True, kw_only=True)
+    initial_std: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, size in (("features", self.features), ("inputs", self.inputs)):
@@ -99,6 +104,9 @@ class Dense(Layer):
                 f"Dense({self.features}): bias must be True or False, got {self.bias!r}. The bias "
                 "itself is among the params."
             )
+        if self.initial_std is not None:
+            name, wanted = f"Dense({self.features}): initial_std", "a positive number or None"
+            check_number(name, self.initial_std, wanted, lambda std: std > 0)
         if not isinstance(self.activation, Activation):
             family = isinstance(self.activation, type) and issubclass(self.activation, Activation)
             advice = (
@@ -113,7 +121,10 @@ class Dense(Layer):
 
     def init(self, key: jax.Array, x: Any) -> Params:
         self._check_input(x, x.shape[-1] if self.inputs is None else self.inputs)
-        W = self.activation.initializer(key, (self.features, x.shape[-1]), x.dtype)
+        draw = self.activation.initializer
+        if self.initial_std is not None:
+            draw = jax.nn.initializers.normal(self.initial_std)
+        W = draw(key, (self.features, x.shape[-1]), x.dtype)
         return Params(W, jnp.zeros(self.features, x.dtype) if self.bias else ())
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:

@@ -154,6 +154,12 @@ ERRORS = (
         TypeError,
         ("Dense(3)", "bias must be True or False", "among the params"),
     ),
+    BadInput(
+        "weights drawn without spread",
+        lambda: Dense(3, initial_std=0.0),
+        ValueError,
+        ("Dense(3): initial_std", "a positive number or None", "0.0"),
+    ),
     BadInput("no units", lambda: Dense(0), TypeError, ("features", "positive int", "0")),
     BadInput(
         "half a unit",
