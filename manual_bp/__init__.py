@@ -85,7 +85,10 @@ from manual_bp.losses.sigmoid_binary_cross_entropy import (
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from manual_bp.losses.squared_error import SquaredError as SquaredError
 from manual_bp.models.bidirectional import bidirectional as bidirectional
+from manual_bp.models.char_lstm import char_lstm as char_lstm
+from manual_bp.models.gpt import gpt as gpt
 from manual_bp.models.lenet import lenet as lenet
+from manual_bp.models.llama import llama as llama
 from manual_bp.models.mlp import mlp as mlp
 from manual_bp.models.resnet import resnet as resnet
 from manual_bp.signals.intermediates import intermediates as intermediates
