@@ -35,8 +35,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.activation import Activation, check_activation, check_floating
-from manual_bp.activation import Activation, check_floating, check_number
+from manual_bp.activation import Activation, check_activation, check_floating, check_number
 from manual_bp.activations import identity
 from manual_bp.layer import Layer, Tree, check_taken, outer_over_examples, sum_over_examples
 
@@ -107,17 +106,6 @@ class Dense(Layer):
         if self.initial_std is not None:
             name, wanted = f"Dense({self.features}): initial_std", "a positive number or None"
             check_number(name, self.initial_std, wanted, lambda std: std > 0)
-        if not isinstance(self.activation, Activation):
-            family = isinstance(self.activation, type) and issubclass(self.activation, Activation)
-            advice = (
-                "This one is a family: call it, as in leaky_relu(0.01)."
-                if family
-                else "Use one of manual_bp's, such as manual_bp.relu."
-            )
-            raise TypeError(
-                f"Dense({self.features}): activation must be an activation of manual_bp, got "
-                f"{self.activation!r}. {advice}"
-            )
 
     def init(self, key: jax.Array, x: Any) -> Params:
         self._check_input(x, x.shape[-1] if self.inputs is None else self.inputs)
