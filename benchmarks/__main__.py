@@ -17,24 +17,6 @@ BENCHMARKS = {
 }
 
 
-from benchmarks import attention, linear_cross_entropy, lstm, stack
-
-BENCHMARKS = {
-    "stack": stack,
-    "lstm": lstm,
-    "attention": attention,
-    "linear_cross_entropy": linear_cross_entropy,
-}
-from benchmarks import attention, linear_cross_entropy, lstm, stack
-
-BENCHMARKS = {
-    "stack": stack,
-    "lstm": lstm,
-    "attention": attention,
-    "linear_cross_entropy": linear_cross_entropy,
-}
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure what was asked for, print it, and write it as JSON where a file is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
