@@ -160,7 +160,8 @@ def of_layer(
             return params, x, dout
         taken = draw_taken(rng, layer, layer, params, x)
         if kind not in ("normal", "large"):
-            taken = jax.tree.map(functools.partial(_on_lattice, rng), taken)
+            on_lattice = functools.partial(_on_lattice, rng)
+            taken |= {name: jax.tree.map(on_lattice, taken[name]) for name in layer.differentiates}
         return params, x, dout, taken
 
     def part(args: tuple[Any, ...], which: Any) -> tuple[Any, ...]:
