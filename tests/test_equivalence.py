@@ -7,9 +7,11 @@ import pytest
 
 import manual_bp as mbp
 from verify import rules
+from verify.arithmetic.rational import Rational
 from verify.bench import Bench
+from verify.interpreter import trace
 from verify.rules import Rule
-from verify.vanishing import differs
+from verify.vanishing import Recording, differs
 
 
 def outcomes(function, primitive, kind, *, draw=rules.numbers, exact=True, shape=(4, 3)):
@@ -170,3 +172,27 @@ def test_the_sign_of_an_infinity_that_is_divided_by_and_of_one_that_is_not():
 
     found = outcomes(shown, "broadcast_in_dim", "scaled by -1", draw=narrow)
     assert "sign of infinity" not in found
+
+
+def test_a_change_in_a_later_step_is_compared_with_that_step():
+    """Calls in a scan that needn't run again are counted as passed."""
+
+    def run(x):
+        square = jax.jit(lambda v: v * v)
+        return {"out": jax.lax.scan(lambda c, s: (c + square(s + 1), None), 0.0, x)[0]}
+
+    args = (np.array([1.0, 2.0]),)
+    recording = Recording(trace(run, *args), args, Rational(), 0)
+    (place,) = {
+        place
+        for (place, _), step in recording.steps.items()
+        if len(place) == 2 and np.array_equal(step.outputs[0], 2)
+    }
+    steps = iter((1, -1))
+
+    def change(equation, inputs, run):
+        return [next(steps) * each for each in run(*inputs)]
+
+    _, vanishings = recording.follow({place: change})
+    (event,) = [each for each in vanishings if len(each.place) == 3]
+    assert [*map(int, event.before)] == [3, 3] and [*map(int, event.after)] == [-3, -3]
