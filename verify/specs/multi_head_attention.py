@@ -74,7 +74,7 @@ def reference(
     scores = jnp.einsum("mthd,mshd->mhts", q, k) * _scale(layer, q.shape[-1])
     if layer.soft_cap is not None:
         scores = layer.soft_cap * jnp.tanh(scores / layer.soft_cap)
-    allowed = _allowed(layer, *x.shape[:2], source.shape[1], taken)
+    allowed = _allowed(layer, x.shape[0], x.shape[1], source.shape[1], taken)
     # Not -inf: where nothing may be read, softmax and its derivative would be NaN.
     scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min / 4)
     P = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0)
