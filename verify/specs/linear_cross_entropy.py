@@ -114,10 +114,10 @@ SPECS = (
     LossSpec(
         loss=LinearCrossEntropy,
         samples=(
-            # With two features, blocks of two of the classes. The last block overlaps the one
+            # So many classes that blocks hold two. The last block overlaps the one
             # before, and the last chunk too.
             LinearCrossEntropy(
-                15,
+                19,
                 chunk=3,
                 soft_cap=2.0,
                 label_smoothing=0.25,
