@@ -3,6 +3,10 @@
 Both round differently and so drift apart, at a rate that is the network's own. So the yardstick is
 taken from the same training: jax.grad's run is repeated from parameters moved by one rounding each,
 and the run by hand may be no farther from it than twice the farthest of those, as in L5.
+
+A training that has hardly begun to drift has a curve made of each step's own roundings. There the
+neighbours may be varied at each step: moved once more, or given a batch's rows in another order, so
+that sums over examples round differently.
 """
 
 from __future__ import annotations
@@ -36,16 +40,24 @@ class Curves(NamedTuple):
     @property
     def apart(self) -> float:
         """The largest relative difference of the first losses by hand from autodiff's."""
-        return self._from_autodiff(self.manual)
+        return float(np.max(np.abs(self._from_autodiff(self.manual))))
 
     @property
     def ratio(self) -> float:
-        """The same over the largest difference that moving the parameters by a rounding makes."""
-        return self.apart / max(map(self._from_autodiff, self.neighbours))
+        """How far the run by hand is from autodiff's, over how far its farthest neighbour is.
 
-    def _from_autodiff(self, losses: np.ndarray) -> float:
+        Root mean squares over the steps: the largest differences alone are a rounding or two of a
+        loss, the one twice as far as the other.
+        """
+        farthest = max(map(self._pooled, self.neighbours))
+        return self._pooled(self.manual) / farthest
+
+    def _pooled(self, losses: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(self._from_autodiff(losses) ** 2)))
+
+    def _from_autodiff(self, losses: np.ndarray) -> np.ndarray:
         first = self.autodiff[: self.compared]
-        return float(np.max(np.abs(losses[: self.compared] - first) / np.abs(first)))
+        return (losses[: self.compared] - first) / first
 
 
 def neighbour(params: Any, rng: np.random.Generator) -> Any:
@@ -68,6 +80,9 @@ def follow(
     *,
     compared: int,
     rng: np.random.Generator,
+    vary: Callable[[np.random.Generator, Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]] = (
+        lambda rng, carry, batch: (carry, batch)
+    ),
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Curves, Any, Any]:
     """Train both ways from the same parameters on the same batches, and autodiff's neighbours.
@@ -79,6 +94,8 @@ def follow(
         batches: what each step takes beside the carry.
         compared: how many first steps are; the neighbours do no more.
         rng: for the neighbours.
+        vary: vary(rng, carry, batch) -> both as a neighbour's next step gets them: the same but for
+            rounding.
         advance: called after each step.
 
     Returns:
@@ -90,9 +107,10 @@ def follow(
         *([autodiff, start(each), []] for each in (params, *near)),
     ]
     for number, batch in enumerate(batches):
-        for way in ways if number < compared else ways[:2]:
+        for place, way in enumerate(ways if number < compared else ways[:2]):
             step, carry, losses = way
-            way[1], loss = step(carry, *batch)
+            given = (carry, batch) if place < 2 else vary(rng, carry, batch)
+            way[1], loss = step(given[0], *given[1])
             losses.append(float(loss))
         advance()
     ours, theirs, *others = (np.array(way[2]) for way in ways)

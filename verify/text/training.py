@@ -19,7 +19,7 @@ import optax
 
 import manual_bp as mbp
 from manual_bp.layer import Layer
-from verify.curves import Curves, Step, follow
+from verify.curves import Curves, Step, follow, neighbour
 from verify.text import plain
 from verify.text.corpus import Corpus
 
@@ -215,9 +215,18 @@ def compare(
         (batch_at(settings, corpus.training, number) for number in range(steps)),
         compared=steps,
         rng=np.random.default_rng(settings.seed),
+        vary=_vary,
         advance=advance,
     )
     return curves
+
+
+def _vary(rng: np.random.Generator, carry: Carry, batch: Any) -> tuple[Carry, Any]:
+    """The parameters moved by a rounding; the rows in any order, unless a state goes with them."""
+    tokens, fresh = batch
+    if carry.state == ():
+        tokens = rng.permutation(tokens)
+    return carry._replace(params=neighbour(carry.params, rng)), (tokens, fresh)
 
 
 @functools.partial(jax.jit, static_argnames="network")
