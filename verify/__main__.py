@@ -24,6 +24,7 @@ from verify import (
 )
 from verify.levels import agreement, bad_input, edges, lattice, low_precision, mutation, structure
 from verify.report import Report, apart
+from verify.text import stage as text
 
 SHARE_OF_MUTANTS = 0.5
 """Of the budget: mutants stop there, networks at its end."""
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         "differences": lambda: other_checkers.run(report, seed=seed, trials=3 if quick else 25),
         "wrong formulas": lambda: wrong_formulas.run(report),
         "digits": lambda: training.run(report, quick=quick),
+        "text": lambda: text.run(report, quick=quick),
         "networks": lambda: None,  # below: they run beside all others
     }
     chosen = options.only or list(stages)

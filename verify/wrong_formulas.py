@@ -23,6 +23,7 @@ from manual_bp.layers.dense import Dense, Params, Residuals
 from verify import rules, wrong_formulas_attention, wrong_formulas_tokens
 from verify import wrong_formulas_linear_cross_entropy as linear_cross_entropy
 from verify import wrong_formulas_recurrent as recurrent
+from verify import wrong_formulas_transformers as transformers
 from verify.judges import Verdict, bounds
 from verify.networks import Case
 from verify.report import Report
@@ -164,10 +165,11 @@ WRONG: dict[str, Callable[[], Any]] = {
     **wrong_formulas_attention.WRONG,
 }
 
-WRONG |= recurrent.WRONG | linear_cross_entropy.WRONG
+WRONG |= recurrent.WRONG | linear_cross_entropy.WRONG | transformers.WRONG
 OWN_CASES = {
     **recurrent.OWN_CASES,
     **dict.fromkeys(linear_cross_entropy.WRONG, linear_cross_entropy.CASES),
+    **dict.fromkeys(transformers.WRONG, transformers.CASES),
 }
 """The cases of mistakes that show in no network above."""
 

@@ -27,8 +27,14 @@ WHOLE = (
     ),
     Case(mbp.mlp([4, 3, 2]), mbp.SquaredError(), (2048, 4), seed=(24,)),
     Case(mbp.mlp([3, 2], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), (2048, 3), seed=(25,)),
+    Case(
+        mbp.gpt(5, context=3, width=4, heads=2, depth=1),
+        mbp.SoftmaxCrossEntropy(),
+        (2, 3),
+        seed=(26,),
+    ),
 )
-"""Networks whose programs are mutated whole, at a small batch and at m = 2048."""
+"""Networks whose programs are mutated whole, at a small batch and at m = 2048, and a GPT."""
 ACTIVATIONS = {kind.__name__ for kind in activations.JAX}
 
 
