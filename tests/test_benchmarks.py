@@ -48,7 +48,7 @@ def test_recurrent_layers_need_less_memory_than_the_scan(monkeypatch, capsys):
 def test_the_fused_head_is_leaner_than_autodiff():
     size = linear_cross_entropy.Size(predictions=1024, classes=32_768, features=256)
     row = linear_cross_entropy.memory(size)
-    assert row.target == 0.1 and 0 < row.ratio <= row.target, row
+    assert row.target == 0.1 and 0 < row.ratio <= 0.1, row
     small = linear_cross_entropy.Size(predictions=64, classes=512, features=8)
     kinds = [each.what for each in linear_cross_entropy.measure((small,), rounds=1)]
     assert kinds == ["memory over jax.grad", "time over jax.grad"]
@@ -73,4 +73,4 @@ def test_attention_is_measured(monkeypatch, tmp_path):
 
 def test_attention_in_blocks_needs_a_twentieth_of_the_memory_of_autodiff():
     (row,) = attention.measure_memory()
-    assert row.ratio <= row.target == 0.05
+    assert row.target == 0.05 and 0 < row.ratio <= 0.05, row

@@ -93,13 +93,13 @@ def test_formulas_are_the_notes_lines():
         assert line in source
 
 
-@pytest.mark.parametrize("name", wrong_formulas.WRONG)
+@pytest.mark.parametrize("name", wrong_formulas.MISTAKES)
 def test_every_wrong_formula_is_caught(name):
     assert wrong_formulas.caught_by(name) is not None
 
 
 def test_the_right_formulas_raise_no_alarm():
-    for case in wrong_formulas.CASES:
+    for case in wrong_formulas.cases():
         verdict = wrong_formulas.judge(case)
         assert verdict.ok, verdict
         assert verdict.entries > 0

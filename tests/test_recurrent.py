@@ -9,9 +9,10 @@ import pytest
 
 import manual_bp as mbp
 from manual_bp.layers import lstm
-from verify import judges, peers, rules, wrong_formulas, wrong_formulas_recurrent
+from verify import judges, peers, rules, wrong_formulas
 from verify.levels import low_precision
 from verify.rules import generator
+from verify.wrong_formulas import recurrent as mistakes
 
 KINDS = {
     "RNN": lambda **settings: mbp.RNN(2, **settings),
@@ -278,8 +279,8 @@ def test_a_state_gradient_that_is_dropped_is_seen():
     assert verdict.first_wrong.startswith("dstate")
 
 
-@pytest.mark.parametrize("kind", wrong_formulas_recurrent.RIGHT, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", mistakes.RIGHT, ids=lambda kind: kind.__name__)
 def test_the_loops_of_wrong_formulas_are_right_without_a_mistake(kind):
-    with wrong_formulas_recurrent.RIGHT[kind]():
-        for case in wrong_formulas_recurrent.CASES[kind]:
+    with mistakes.RIGHT[kind]():
+        for case in mistakes.CASES[kind]:
             assert wrong_formulas.judge(case).ok

@@ -182,6 +182,7 @@ def draw_chain(
     of_kind = {spec.layer: spec for spec in specs.layers()}
     of_floats = [spec for spec in specs.layers() if spec.inputs is None]
     of_tokens = [spec for spec in specs.layers() if spec.inputs is not None]
+    of_sequences = [spec for spec in of_floats if _takes_sequences_alone(spec)]
     chosen: list[Layer] = []
     start = struct = jax.ShapeDtypeStruct(shape, jnp.int32 if tokens else jnp.float32)
     if tokens:
@@ -199,6 +200,8 @@ def draw_chain(
             usual = mbp.Conv if images else mbp.Dense
             often = last or rng.random() < (0.4 if images else 0.5)
             spec = of_kind[usual] if often else _any_kind(rng, of_floats)
+            if len(shape) == 3 and not last and rng.random() < 0.4:
+                spec = of_sequences[rng.integers(len(of_sequences))]
             layer = spec.draw(rng, shape)
         if layer is None or (exact and not specs.of_layer(layer).exact(layer)):
             continue
@@ -210,6 +213,12 @@ def draw_chain(
         chosen.append(layer)
         shape = output_of(layer, struct)
     return mbp.sequential(*chosen)
+
+
+def _takes_sequences_alone(spec: Any) -> bool:
+    """Whether (batch, time, features) is what the layer takes, neither vectors nor images too."""
+    fits = [spec.draw(np.random.default_rng(0), (2, *axes, 4)) for axes in ((), (3,), (3, 3))]
+    return [layer is not None for layer in fits] == [False, True, False]
 
 
 def output_of(layer: Layer, x: jax.ShapeDtypeStruct) -> Shape:

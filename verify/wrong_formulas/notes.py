@@ -1,13 +1,8 @@
-"""Formulas broken on purpose, the mistakes that people make: the judges must see every one.
-
-Each is put into the engine in place of the right one, and the architectures' judge runs on a few
-networks, square ones too, since a missing transpose has the right shape there.
-"""
+"""Mistakes that people make with the notes' formulas, for `verify.wrong_formulas`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -20,13 +15,7 @@ from manual_bp.activations import Relu
 from manual_bp.combinators.sequential import Sequential
 from manual_bp.layer import outer_over_examples, sum_over_examples
 from manual_bp.layers.dense import Dense, Params, Residuals
-from verify import rules, wrong_formulas_attention, wrong_formulas_tokens
-from verify import wrong_formulas_linear_cross_entropy as linear_cross_entropy
-from verify import wrong_formulas_recurrent as recurrent
-from verify import wrong_formulas_transformers as transformers
-from verify.judges import Verdict, bounds
 from verify.networks import Case
-from verify.report import Report
 
 SQUARE = mbp.sequential(mbp.Dense(4, mbp.tanh), mbp.Dense(4, mbp.sigmoid), mbp.Dense(4))
 CASES = (
@@ -36,8 +25,6 @@ CASES = (
     Case(mbp.mlp([3, 4, 2]), mbp.SoftmaxCrossEntropy(ignored_class=0), (7, 3), seed=(4,)),
     Case(mbp.mlp([3, 2]), mbp.SoftmaxCrossEntropy(ignored_class=1), (9, 3), "ones", seed=(6,)),
     Case(mbp.mlp([3, 3]), mbp.SigmoidBinaryCrossEntropy(), (3, 3), seed=(5,)),
-    *wrong_formulas_tokens.CASES,
-    *wrong_formulas_attention.CASES,
 )
 
 
@@ -161,53 +148,4 @@ WRONG: dict[str, Callable[[], Any]] = {
         )
     ),
     "A in place of A - Y": lambda: _softmax_error(lambda loss, z, y, right: jax.nn.softmax(z)),
-    **wrong_formulas_tokens.WRONG,
-    **wrong_formulas_attention.WRONG,
 }
-
-WRONG |= recurrent.WRONG | linear_cross_entropy.WRONG | transformers.WRONG
-OWN_CASES = {
-    **recurrent.OWN_CASES,
-    **dict.fromkeys(linear_cross_entropy.WRONG, linear_cross_entropy.CASES),
-    **dict.fromkeys(transformers.WRONG, transformers.CASES),
-}
-"""The cases of mistakes that show in no network above."""
-
-
-@contextmanager
-def put_in(name: str) -> Iterator[None]:
-    """Inside, the engine computes this wrong formula."""
-    jax.clear_caches()  # what was traced before holds the right one
-    try:
-        with WRONG[name]():
-            yield
-    finally:
-        jax.clear_caches()
-
-
-def judge(case: Case) -> Verdict:
-    """The verdict of the error bounds on a case, traced anew."""
-    return bounds(rules.of_case(case), tuple(case.problem()))
-
-
-def caught_by(name: str) -> str | None:
-    """The first wrong intermediate in the first case that shows this mistake, None if none does."""
-    with put_in(name):
-        verdicts = (judge(case) for case in OWN_CASES.get(name, CASES))
-        return next((verdict.first_wrong for verdict in verdicts if not verdict.ok), None)
-
-
-def run(report: Report) -> None:
-    """Put every wrong formula in; each must be caught, and the right ones must pass."""
-    what = "formulas broken on purpose: failed is what was not caught"
-    level = report.level("wrong formulas", what)
-    with report.working("wrong formulas", len(WRONG) + 1) as advance:
-        every = (*CASES, *dict.fromkeys(case for own in OWN_CASES.values() for case in own))
-        alarms = [str(case) for case in every if not judge(case).ok]
-        level.judged(not alarms, failure=f"false alarm: {alarms}")
-        advance("none")
-        for name in WRONG:
-            first = caught_by(name)
-            level.judged(first is not None, failure=f"not caught: {name}")
-            advance(name)
-    level.note(f"{len(WRONG)} wrong formulas put in, and once none")

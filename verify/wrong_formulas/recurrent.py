@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 import manual_bp as mbp
 from manual_bp.activations import sigmoid, tanh
-from manual_bp.layer import outer_over_examples
+from manual_bp.layer import Layer, outer_over_examples
 from manual_bp.layers import gru, linear_recurrence, lstm, rnn
 from verify.networks import Case
 
@@ -262,13 +262,10 @@ MISTAKES: dict[Any, dict[str, dict[str, Term]]] = {
     },
 }
 
-WRONG: dict[str, Callable[[], Any]] = {
-    f"{kind.__name__}: {name}": lambda kind=kind, terms=terms: RIGHT[kind](**terms)
+WRONG: dict[type[Layer], dict[str, Callable[[], Any]]] = {
+    kind: {
+        name: lambda kind=kind, terms=terms: RIGHT[kind](**terms) for name, terms in each.items()
+    }
     for kind, each in MISTAKES.items()
-    for name, terms in each.items()
 }
-
-OWN_CASES = {
-    f"{kind.__name__}: {name}": CASES[kind] for kind, each in MISTAKES.items() for name in each
-}
-"""The cases in which each mistake shows."""
+"""For each kind of layer, since each shows in networks of its own."""
