@@ -25,6 +25,7 @@ MODULES = {
 }
 
 JAX_NAMES = {
+    "jax.lax.associative_scan",
     "jax.Array",
     "jax.ShapeDtypeStruct",
     "jax.dtypes.float0",

@@ -36,7 +36,7 @@ Source  Vaswani et al. (2017), Attention is all you need, arXiv:1706.03762
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -155,21 +155,21 @@ class MultiHeadAttention(Layer):
     last_initial_std: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        kind = type(self).__name__
+        kind, settings = type(self).__name__, asdict(self)
         for name in ("heads", "kv_heads", "head_features", "window", "memory", "block"):
-            value = getattr(self, name)
+            value = settings[name]
             if value is None and name != "heads":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise TypeError(f"{kind}: {name} must be a positive int, got {value!r}.")
         for name in ("causal", "masked", "attention_masked", "bias"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(settings[name], bool):
                 advice = "" if "masked" not in name else " The mask is an argument of the call."
                 raise TypeError(
-                    f"{kind}: {name} must be True or False, got {getattr(self, name)!r}.{advice}"
+                    f"{kind}: {name} must be True or False, got {settings[name]!r}.{advice}"
                 )
         for name in ("scale", "soft_cap", "rotary", "initial_std", "last_initial_std"):
-            value = getattr(self, name)
+            value = settings[name]
             if value is not None:
                 wanted = "a positive number"
                 check_number(f"{kind}: {name}", value, wanted, lambda number: number > 0)
