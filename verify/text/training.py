@@ -47,7 +47,7 @@ class Settings:
     clip: float = 1.0
     """The gradient's norm, at most."""
     seed: int = 0
-    evaluate_every: int = 250
+    evaluate_every: int = 125
     save_every: int = 250
 
     def network(self, vocabulary: int) -> Layer:
@@ -393,7 +393,7 @@ def evaluated_at(settings: Settings) -> list[int]:
 
 TASKS = {
     "gpt": Settings(
-        "gpt", steps=4000, batch=16, context=128, width=128, depth=2, heads=4, rate=2e-3
+        "gpt", steps=2500, batch=16, context=128, width=128, depth=2, heads=4, rate=2e-3
     ),
     "char_lstm": Settings(
         "char_lstm", steps=2000, batch=32, context=64, width=256, depth=1, rate=3e-3
