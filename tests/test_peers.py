@@ -29,7 +29,9 @@ def test_a_wrong_error_and_a_wrong_gradient_are_seen(peer):
     names = [name for name in rule.names(*args) if name in found]
     assert "dx" in names
     names = [name for name in names if found[name].dtype != jax.dtypes.float0]  # of tokens
-    for name in set(names) - {"dbk"}:  # 0: softmax ignores what is added to all scores of a query
+    for name in names:
+        if name.endswith("bk"):  # 0: softmax ignores what is added to all scores of a query
+            continue
         assert judges.bounds(with_changed(name), args).first_wrong == name
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 import manual_bp as mbp
 from manual_bp.layer import Layer
-from verify import judges, peers_attention, rules
+from verify import judges, peers_attention, peers_transformers, rules
 from verify.report import Report
 from verify.rules import Rule
 from verify.specification import Shape
@@ -374,7 +374,7 @@ def peers() -> list[Peer]:
             (2, 3, 2),
             _eqx_over_time(eqx.nn.GRUCell, 1, reverse=True),
         ),
-        *(Peer(*row) for row in peers_attention.ROWS),
+        *(Peer(*row) for row in (*peers_attention.ROWS, *peers_transformers.ROWS)),
     ]
 
 
