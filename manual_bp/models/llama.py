@@ -74,10 +74,10 @@ def llama(
         >>> predict(params, x, network=network).shape
         (2, 4, 5)
     """
-    inside = 8 * width // 3 if features_inside is None and isinstance(width, int) else None
-    inside = features_inside if inside is None else inside
     counts = {"width": width, "heads": heads, "kv_heads": kv_heads, "depth": depth}
-    check_counts("llama", vocabulary=vocabulary, **counts, features_inside=inside)
+    check_counts("llama", vocabulary=vocabulary, **counts)
+    inside = 8 * width // 3 if features_inside is None else features_inside
+    check_counts("llama", features_inside=inside)
     if width % heads:
         raise ValueError(f"llama: width must be a multiple of heads, got {width} for {heads}.")
     attention = MultiHeadAttention(heads, kv_heads=kv_heads, causal=True, rotary=rotary, bias=False)

@@ -65,9 +65,10 @@ class Checkpoints:
 @contextmanager
 def checkpoints(directory: str | Path, settings: Settings, corpus: Corpus) -> Iterator[Checkpoints]:
     """The checkpoints of a training in a directory, which is made if need be."""
+    last: Any = ocp.training.preservation_policies.LatestN(KEPT)
     with ocp.training.Checkpointer(
-        Path(directory).resolve(),
-        preservation_policy=ocp.training.preservation_policies.LatestN(KEPT),
-        cleanup_tmp_directories=True,
+        str(Path(directory).resolve()),
+        preservation_policy=last,
+        cleanup_tmp_directories=True,  # what a kill left half written
     ) as checkpointer:
         yield Checkpoints(checkpointer, settings, corpus)

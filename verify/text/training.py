@@ -358,8 +358,8 @@ def start(settings: Settings, network: Layer) -> Progress:
     """A training before its first step."""
     carry = begin(settings, network, draw(settings, network))
     evaluations = -(-settings.steps // settings.evaluate_every)
-    counts = (settings.steps, evaluations, evaluations)
-    history = History(*(np.full(count, np.nan) for count in counts), np.zeros(()))
+    losses, validation = (np.full(count, np.nan) for count in (settings.steps, evaluations))
+    history = History(losses, validation, validation.copy(), np.zeros(()))
     return Progress(0, carry, history)
 
 
