@@ -17,7 +17,7 @@ from verify.text import plain
 
 GPT = mbp.gpt(5, context=4, width=4, heads=2, depth=2)
 SMALL = mbp.gpt(3, context=2, width=4, heads=1, depth=1)  # 1/√4 is exact in all arithmetics
-LLAMA = mbp.llama(5, width=8, heads=4, kv_heads=2, depth=2)
+LLAMA = mbp.llama(5, width=16, heads=4, kv_heads=2, depth=2)
 SMALL_LLAMA = mbp.llama(3, width=8, heads=2, kv_heads=1, depth=1, features_inside=2)
 LSTM = mbp.char_lstm(5, width=3, depth=2)
 SMALL_LSTM = mbp.char_lstm(3, width=2)
