@@ -161,7 +161,7 @@ def test_checkpoints_of_another_training_are_refused(tmp_path):
     other = dataclasses.replace(settings, rate=1.0)
     with (
         checkpoints(tmp_path, other, TEXT) as saved,
-        pytest.raises(ValueError, match=r"another training: rate was 0\.002, is 1\.0"),
+        pytest.raises(ValueError, match=r"another training: rate was 0\.01, is 1\.0"),
     ):
         saved.last(start)
 

@@ -80,8 +80,8 @@ def follow(
     *,
     compared: int,
     rng: np.random.Generator,
-    vary: Callable[[np.random.Generator, Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]] = (
-        lambda rng, carry, batch: (carry, batch)
+    vary: Callable[[int, np.random.Generator, Any, Any], tuple[Any, Any]] = (
+        lambda number, rng, carry, batch: (carry, batch)
     ),
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Curves, Any, Any]:
@@ -94,8 +94,8 @@ def follow(
         batches: what each step takes beside the carry.
         compared: how many first steps are; the neighbours do no more.
         rng: for the neighbours.
-        vary: vary(rng, carry, batch) -> both as a neighbour's next step gets them: the same but for
-            rounding.
+        vary: vary(number, rng, carry, batch) -> the last two as the next step of the neighbour of
+            this number gets them: the same but for rounding.
         advance: called after each step.
 
     Returns:
@@ -109,7 +109,7 @@ def follow(
     for number, batch in enumerate(batches):
         for place, way in enumerate(ways if number < compared else ways[:2]):
             step, carry, losses = way
-            given = (carry, batch) if place < 2 else vary(rng, carry, batch)
+            given = (carry, batch) if place < 2 else vary(place - 2, rng, carry, batch)
             way[1], loss = step(given[0], *given[1])
             losses.append(float(loss))
         advance()

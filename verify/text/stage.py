@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -17,20 +19,22 @@ def run(report: Report, *, quick: bool = False) -> None:
     In float64 a wrong factor shows that adamw hides, as for the digits; float32 is what one trains
     in.
     """
-    text = corpus()
-    for model, settings in training.TINY.items():
-        for dtype in (np.float64,) if quick else (np.float64, np.float32):
-            name = f"text {model} {np.dtype(dtype).name}"
-            what = f"loss curves of {settings.steps} steps: how far apart over a rounding's reach"
-            level = report.level(name, what, str(LIMIT))
-            with (
-                report.working(name, settings.steps) as advance,
-                jax.enable_x64(dtype == np.float64),
-            ):
-                curves = training.compare(settings, text, settings.steps, dtype, advance)
-            failure = f"loss curves differ by {curves.apart:.2g}"
-            level.judged(curves.ratio <= LIMIT, curves.ratio, failure)
-            level.note(
-                f"largest relative difference of the two loss curves: {curves.apart:.1e}; loss "
-                f"{curves.manual[0]:.3f} at first, {curves.manual[-1]:.3f} at last"
-            )
+    for model in training.TINY:
+        _compare(report, model, np.float64)
+    if not quick:
+        _compare(report, "gpt", np.float32)
+
+
+def _compare(report: Report, model: str, dtype: Any) -> None:
+    settings = training.TINY[model]
+    name = f"text {model} {np.dtype(dtype).name}"
+    what = f"loss curves of {settings.steps} steps: how far apart over a rounding's reach"
+    level = report.level(name, what, str(LIMIT))
+    with report.working(name, settings.steps) as advance, jax.enable_x64(dtype == np.float64):
+        curves = training.compare(settings, corpus(), settings.steps, dtype, advance)
+    failure = f"loss curves differ by {curves.apart:.2g}"
+    level.judged(curves.ratio <= LIMIT, curves.ratio, failure)
+    level.note(
+        f"largest relative difference of the two loss curves: {curves.apart:.1e}; loss "
+        f"{curves.manual[0]:.3f} at first, {curves.manual[-1]:.3f} at last"
+    )
