@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trial", type=int, help="one random network alone, by its number")
     parser.add_argument("--only", action="append", metavar="NAME", help="this stage; repeatable")
     parser.add_argument(
-        "--budget", type=float, default=275, metavar="SECONDS", help="when to stop (275)"
+        "--budget", type=float, default=320, metavar="SECONDS", help="when to stop (320)"
     )
     parser.add_argument(
         "--mutants",

@@ -27,10 +27,22 @@ WHOLE = (
     ),
     Case(mbp.mlp([4, 3, 2]), mbp.SquaredError(), (2048, 4), seed=(24,)),
     Case(mbp.mlp([3, 2], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), (2048, 3), seed=(25,)),
-    Case(
-        mbp.gpt(5, context=3, width=4, heads=2, depth=1),
+    Case(  # a transformer with a tied head
+        mbp.tied(
+            mbp.sequential(
+                mbp.Embedding(3, 2),
+                mbp.PositionEmbedding(2),
+                mbp.skip(
+                    mbp.sequential(
+                        mbp.RMSNorm(), mbp.MultiHeadAttention(1, causal=True, bias=False)
+                    )
+                ),
+                mbp.Dense(3, bias=False),
+            ),
+            ((0, "W"), (3, "W")),
+        ),
         mbp.SoftmaxCrossEntropy(),
-        (2, 3),
+        (2, 2),
         seed=(26,),
     ),
 )
