@@ -238,17 +238,18 @@ def _takes_alike(layer: Layer, x: Any, others: list[Layer], start: Any) -> bool:
     return True
 
 
-def _leaves(layer: Layer) -> Iterator[Layer]:
+def leaves(layer: Layer) -> Iterator[Layer]:
+    """The layers at the ends of a network, first to last."""
     if not isinstance(layer, Combinator):
         yield layer
         return
     for child in layer.children:
-        yield from _leaves(child)
+        yield from leaves(child)
 
 
 def _stand_in(name: str, layer: Layer, x: Any) -> Any:
     """What the first of a network's layers that takes it says it looks like."""
-    first = next(leaf for leaf in _leaves(layer) if name in leaf.takes)
+    first = next(leaf for leaf in leaves(layer) if name in leaf.takes)
     return first.stand_in(name, x)
 
 

@@ -46,7 +46,7 @@ WHOLE = (
         seed=(26,),
     ),
 )
-"""Networks whose programs are mutated whole, at a small batch and at m = 2048, and a transformer."""
+"""Networks whose programs are mutated whole: at a small batch, at m = 2048, and a transformer."""
 ACTIVATIONS = {kind.__name__ for kind in activations.JAX}
 
 
