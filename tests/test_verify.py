@@ -267,6 +267,7 @@ DERIVED = {
     ("verify/curves.py", "nextafter"): "moves parameters by a rounding: the yardstick itself",
     ("verify/diagnosis.py", "comparison with a number"): "finds words for what is judged wrong",
     ("verify/text/__main__.py", "rounded to digits"): "losses and seconds of a file for pictures",
+    ("tests/test_text.py", "rounded to digits"): "the same, made again",
 }
 """Where something of the kind isn't a tolerance, and why."""
 
