@@ -91,6 +91,21 @@ def test_both_forms_of_the_sum_are_one_function(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("dtype", "vocabulary"),
+    [("uint8", 256), ("uint8", 300), ("int8", 128), ("int8", 300), ("uint16", 65536)],
+)
+def test_a_row_that_narrow_tokens_cannot_count_to_gets_nothing(form, dtype, vocabulary):
+    last = min(vocabulary - 1, jnp.iinfo(dtype).max)
+    tokens = np.array([0, last, 3, 0, 0, 44, 3, last], dtype)
+    each = 2.0 ** np.arange(16).reshape(8, 2)  # each sum says what was added
+    expected = np.zeros((vocabulary, 2))
+    np.add.at(expected, tokens.astype(int), each)
+    found = form(jnp.zeros((vocabulary, 2)), jnp.asarray(tokens), jnp.asarray(each, jnp.float32))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_sum_is_the_same_to_the_last_bit_in_each_run_and_however_tokens_are_mixed(form):
     rng = np.random.default_rng(1)
     tokens, each = rng.integers(7, size=1000), rng.normal(size=(1000, 3)).astype(np.float32)

@@ -172,6 +172,8 @@ def add_in_order(zeros: jax.Array, tokens: jax.Array, each: jax.Array) -> jax.Ar
 
 def add_by_sorting(zeros: jax.Array, tokens: jax.Array, each: jax.Array) -> jax.Array:
     """The same, with one sum for each token, written to its row."""
+    if tokens.dtype.itemsize < 4:
+        tokens = tokens.astype(jnp.int32)  # len(zeros), the row of what isn't written, must fit
     order = jnp.argsort(tokens)  # stable: places of a token stay in order
     tokens, each = tokens[order], each[order]
     place = jnp.arange(tokens.size)
