@@ -164,7 +164,9 @@ def real_steps(layer: Recurrent, x: Any, taken: dict[str, Any]) -> jax.Array | N
     return jnp.swapaxes(mask, 0, 1)[..., None]
 
 
-def first_state(layer: Recurrent, name: str, state: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+def first_state(
+    layer: Recurrent, name: str, state: Any, like: jax.ShapeDtypeStruct, steps: jax.Array
+) -> jax.Array:
     """The state before the first step: the one given, after checks, or zeros.
 
     Args:
@@ -172,9 +174,11 @@ def first_state(layer: Recurrent, name: str, state: Any, like: jax.ShapeDtypeStr
         name: of the state, or of the part of it that this is.
         state: as given; None for zeros.
         like: the shape that it must have, and the dtype of zeros.
+        steps: (T, m, n or more), what is computed of x: zeros lie on the devices where it lies, as
+            a scan's carry must.
     """
     if state is None:
-        return jnp.zeros(like.shape, like.dtype)
+        return jnp.zeros_like(steps[0, :, : like.shape[1]], like.dtype)
     if not hasattr(state, "dtype") or not jnp.issubdtype(state.dtype, jnp.floating):
         given = f"{state.dtype}" if hasattr(state, "dtype") else type(state).__name__
         raise TypeError(

@@ -150,8 +150,8 @@ class GRU(Recurrent):
         W, U, b, c = params
         dtype = jnp.result_type(x, *params)
         like = jax.ShapeDtypeStruct((len(x), self.features), jnp.promote_types(dtype, jnp.float32))
-        first = first_state(self, "state", taken.get("state"), like)
         Wx = time_first(x, real) @ W.T
+        first = first_state(self, "state", taken.get("state"), like, Wx)
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             Wx, real = at

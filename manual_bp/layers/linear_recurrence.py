@@ -123,8 +123,8 @@ class LinearRecurrence(Recurrent):
         real = real_steps(self, x, taken)
         a, _, s = _weights(params, x)
         like = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), s.dtype)
-        first = first_state(self, "state", taken.get("state"), like)
         u, stays = s * self._in_order(time_first(x, real)), self._stays(a, real)
+        first = first_state(self, "state", taken.get("state"), like, u)
         u_1 = u[:1] + _at(slice(0, 1), stays) * first
         h = _accumulated(_at(slice(1, None), stays), jnp.concatenate([u_1, u[1:]]))
         out = time_first(self._in_order(h)).astype(jnp.result_type(x, params.rate))

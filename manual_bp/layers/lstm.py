@@ -158,8 +158,8 @@ class LSTM(Recurrent):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         real = self._check(params, x, taken)
         W, U, b = params
-        first = self._first(params, x, taken.get("state"))
         Wx = time_first(x, real) @ W.T
+        first = self._first(params, x, taken.get("state"), Wx)
 
         def step(state: State, at: Any) -> tuple[State, Any]:
             Wx, real = at
@@ -218,7 +218,7 @@ class LSTM(Recurrent):
         dstate = State(dstate.h.astype(first.h.dtype), dstate.c.astype(first.c.dtype))
         return Params(dW, dU, db), dx, self.taken(dstate)
 
-    def _first(self, params: Params, x: jax.Array, state: Any) -> State:
+    def _first(self, params: Params, x: jax.Array, state: Any, Wx: jax.Array) -> State:
         """h_0 and c_0: those given, or zeros."""
         if state is None:
             state = State(None, None)
@@ -231,7 +231,8 @@ class LSTM(Recurrent):
         h = jax.ShapeDtypeStruct(shape, dtype)
         c = jax.ShapeDtypeStruct(shape, jnp.promote_types(dtype, jnp.float32))
         return State(
-            first_state(self, "state.h", state.h, h), first_state(self, "state.c", state.c, c)
+            first_state(self, "state.h", state.h, h, Wx),
+            first_state(self, "state.c", state.c, c, Wx),
         )
 
     def _check(self, params: Params, x: Any, taken: dict[str, Any]) -> jax.Array | None:

@@ -140,8 +140,8 @@ class RNN(Recurrent):
         real = self._check(params, x, taken)
         W, U, b = params
         like = jax.ShapeDtypeStruct((len(x), self.features), jnp.result_type(x, *params))
-        first = first_state(self, "state", taken.get("state"), like)
         Wx = time_first(x, real) @ W.T
+        first = first_state(self, "state", taken.get("state"), like, Wx)
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             Wx, real = at
