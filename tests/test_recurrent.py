@@ -1,5 +1,8 @@
 """Recurrent layers: pieces of a sequence, padding, both directions, long ones, low precision."""
 
+import os
+import subprocess
+import sys
 from unittest import mock
 
 import jax
@@ -284,3 +287,89 @@ def test_the_loops_of_wrong_formulas_are_right_without_a_mistake(kind):
     with mistakes.RIGHT[kind]():
         for case in mistakes.CASES[kind]:
             assert wrong_formulas.judge(case).ok
+
+
+# --- several devices ------------------------------------------------------------------------
+
+ON_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import manual_bp as mbp
+from verify.arithmetic.error_bound import Bounded
+from verify.interpreter import trace
+from verify.judges import BOUNDS, within_bounds
+from verify.rules import flat
+
+jax.config.update("jax_enable_x64", True)
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(4, 3, 2)), rng.integers(2, size=(4, 3))
+mask = rng.integers(2, size=(4, 3)) > 0
+bodies = (
+    mbp.RNN(2), mbp.LSTM(2), mbp.GRU(2), mbp.LinearRecurrence(),
+    mbp.LSTM(2, masked=True), mbp.GRU(2, reverse=True), mbp.bidirectional(mbp.GRU(2)),
+)
+rows = P("devices")
+for body in bodies:
+    network = mbp.sequential(body, mbp.Dense(2))
+    drawn = network.init(jax.random.key(0), jnp.asarray(x))
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), drawn)
+    args = (params, x, y, {"mask": mask} if network.takes else {})
+
+    def grads(params, x, y, taken, network=network):
+        return mbp.manual_grads(params, x, y, network=network, **taken)
+
+    bounds = trace(lambda *args: flat("d", grads(*args)), *args).run(args, BOUNDS)
+
+    def judge(what, found):
+        # A bound holds for any order of summation, so for whatever order the devices add in.
+        ours = {
+            name: Bounded(np.asarray(each), bounds[name].bound)
+            for name, each in flat("d", found).items()
+        }
+        verdict = within_bounds(ours, bounds)
+        print(what, body, "ok" if verdict.ok else verdict)
+
+    mesh = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Auto,))
+    judge("shard_map", jax.jit(jax.shard_map(
+        lambda *args: jax.lax.pmean(grads(*args), "devices"),
+        mesh=mesh, in_specs=(P(), rows, rows, rows), out_specs=P(),
+    ))(*args))
+    explicit = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        sharded = jax.device_put(args[1:], NamedSharding(explicit, rows))
+        judge("explicit", grads(jax.device_put(params, NamedSharding(explicit, P())), *sharded))
+"""
+
+
+def test_sharded_batches_give_the_gradient_of_one_device():
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_DEVICES],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 14
+    assert all(line.endswith(" ok") for line in lines), lines
+
+
+# --- dtypes ---------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("wide", ["x", "W", "U", "b"])
+def test_params_and_inputs_of_different_widths_promote(kind, wide):
+    layer = KINDS[kind]()
+    params, x, _ = drawn(layer, (2, 3, 2))
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+    if wide in narrow._fields:
+        narrow = narrow._replace(**{wide: narrow._asdict()[wide].astype(jnp.float32)})
+    x = jnp.asarray(x, jnp.float32 if wide == "x" else jnp.bfloat16)
+    out, residuals = layer.forward(narrow, x)
+    dparams, dx = layer.backward(narrow, residuals, jnp.ones_like(out))
+    assert out.dtype == jnp.result_type(x, *narrow)
+    assert dx.dtype == x.dtype
+    assert [leaf.dtype for leaf in dparams] == [leaf.dtype for leaf in narrow]

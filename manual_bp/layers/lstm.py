@@ -178,7 +178,8 @@ class LSTM(Recurrent):
             after = State(h_next.astype(h.dtype), c_next)
             return where_real(real, after, state), (state, z)
 
-        begin = State(first.h.astype(Wx.dtype), first.c.astype(accumulation_dtype(Wx)))
+        dtype = jnp.result_type(x, *params)
+        begin = State(first.h.astype(dtype), first.c.astype(jnp.promote_types(dtype, jnp.float32)))
         final, (before, z) = jax.lax.scan(step, begin, (Wx, real), reverse=self.reverse)
         return outputs(self, before.h, final.h), Residuals(x, real, before, z, first, final)
 
