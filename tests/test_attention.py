@@ -35,8 +35,8 @@ def plain(how, masks):
 
 def in_blocks(how, masks, block):
     def run(q, k, v, dout):
-        out, log_sum = _blocked_attention.forward(how, block, q, k, v, masks)
-        errors = _blocked_attention.backward(how, block, q, k, v, masks, out, log_sum, dout)
+        out, kept = _blocked_attention.forward(how, block, q, k, v, masks)
+        errors = _blocked_attention.backward(how, block, q, k, v, masks, out, kept, dout)
         return {"out": out, **dict(zip(("dq", "dk", "dv"), errors, strict=True))}
 
     return run

@@ -16,32 +16,36 @@ the largest score so far, and where a block raises it from μ to μ', what was s
     numerator   ← e^{μ - μ'} numerator + Σ_s e^{S_ts - μ'} V_s
     denominator ← e^{μ - μ'} denominator + Σ_s e^{S_ts - μ'}
 
-At the end O = numerator/denominator, and L_t = μ + log denominator = log Σ_s e^{S_ts} is kept, one
-number for each query.
+At the end O = numerator/denominator, and μ and r = 1/denominator are kept, two numbers for each
+query.
 
-Backward.  With L, a block of P needs no other block, since dividing by the sum is subtracting its
-logarithm:
+Backward.  With them a block of P needs no other block:
 
-    P_ts = e^{S_ts} / Σ_s' e^{S_ts'} = e^{S_ts - L_t}
+    P_ts = e^{S_ts} / Σ_s' e^{S_ts'} = r_t e^{S_ts - μ_t}
 
-exactly, so P is computed again from Q, K and L. One term of dS = P ⊙ (dP - D) reaches across
+so P is computed again from Q, K, μ and r. In real numbers one would do, L = μ + log denominator,
+with P = e^{S - L}. But a sum is rounded to a multiple of its larger term's unit: in float32 and at
+scores of 10⁷ that is 1, the logarithm is lost, and P doesn't sum to 1. S - μ has no such error: S
+is the same product of the same blocks both times, so it is 0 for the largest score.
+
+One term of dS = P ⊙ (dP - D) reaches across
 blocks, D_t = Σ_s dP_ts P_ts over all keys. With dP_ts = Σ_j dO_tj V_sj the sums exchange,
 
     D_t = Σ_s P_ts Σ_j dO_tj V_sj = Σ_j dO_tj Σ_s P_ts V_sj = Σ_j dO_tj O_tj
 
 and D = rowsum(dO ⊙ O) is known before the first block. Then for each block of queries i and keys j:
 
-    P = e^{S - L_i},   dS = P ⊙ (dO_i V_jᵀ - D_i) ⊙ (1 - tanh²)
+    P = r_i e^{S - μ_i},   dS = P ⊙ (dO_i V_jᵀ - D_i) ⊙ (1 - tanh²)
     dV_j += Pᵀ dO_i,   dQ_i += scale · dS K_j,   dK_j += scale · dSᵀ Q_i
 
-P is masked here, where `_attention` needs no mask: it isn't kept, and e^{S - L} isn't 0 where
+P is masked here, where `_attention` needs no mask: it isn't kept, and e^{S - μ} isn't 0 where
 nothing may be read.
 
 Where T or S is no multiple of a block, zeros fill the last one: such keys may not be read, and such
-queries have dO = 0. The blocks that are needed are listed when the program is traced, and one scan
+queries have dO = 0 and r = 0. The blocks that are needed are listed when the program is traced, and one scan
 runs over the list: the program is as long for any T.
 
-Backward keeps Q, K, V, O and L, 4 d + 1 numbers for each position and head, where `_attention`
+Backward keeps Q, K, V, O, μ and r, 4 d + 2 numbers for each position and head, where `_attention`
 keeps 3 d + T. It pays for that with one more product of Q and K.
 
 On two CPU cores blocks of 128 to 512 are about as fast, at d = 64, and 3 to 4 times as fast as all
@@ -127,10 +131,19 @@ class Grid(NamedTuple):
         return may_read(how, Masks(keys, pairs), rows, columns)
 
 
+class Kept(NamedTuple):
+    """What backward needs beside Q, K, V and O, of each query: (m, H, G, T, 1)."""
+
+    largest: jax.Array
+    """μ, the largest score that it may read."""
+    inverse: jax.Array
+    """r = 1 / Σ e^{S - μ}."""
+
+
 def forward(
     how: How, block: int, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks
-) -> tuple[jax.Array, jax.Array]:
-    """(O, L), in at least float32."""
+) -> tuple[jax.Array, Kept]:
+    """(O, μ and r), in at least float32."""
     grid, (q, k, v) = _grid(block, q, k), in_wide(q, k, v)
     queries, keys, values = (
         _blocks(q, grid.rows),
@@ -161,8 +174,8 @@ def forward(
     start = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], lowest(q)))
     (numerator, denominator, largest), _ = jax.lax.scan(add_block, start, grid.needed(how))
     denominator = at_least_one(denominator)
-    log_sum = largest + jnp.log(denominator)
-    return _joined(numerator / denominator, q), _joined(log_sum, q)
+    kept = Kept(_joined(largest, q), _joined(1 / denominator, q))
+    return _joined(numerator / denominator, q), kept
 
 
 def backward(
@@ -173,29 +186,30 @@ def backward(
     v: jax.Array,
     masks: Masks,
     out: jax.Array,
-    log_sum: jax.Array,
+    kept: Kept,
     dout: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dQ, dK, dV), in at least float32.
 
     Args:
         how, block, q, k, v, masks: as forward had them.
-        out, log_sum: what forward returned.
+        out, kept: what forward returned.
         dout: the error of out.
     """
     grid, (q, k, v, dout) = _grid(block, q, k), in_wide(q, k, v, dout)
     through_sum = (dout * out).sum(-1, keepdims=True)
-    of_rows = [_blocks(each, grid.rows) for each in (q, dout, log_sum, through_sum)]
+    of_rows = [_blocks(each, grid.rows) for each in (q, dout, through_sum, *kept)]
     of_columns = [_blocks(each, grid.columns) for each in (k, v)]
     cut = grid.cut(how, masks)
 
     def add_block(sums: Any, pair: Any) -> Any:
         dq, dk, dv = sums
         i, j = pair
-        q_i, dout_i, log_sum_i, through_sum_i = (_at(each, i) for each in of_rows)
+        q_i, dout_i, through_sum_i, largest_i, inverse_i = (_at(each, i) for each in of_rows)
         k_j, v_j = (_at(each, j) for each in of_columns)
         scores, tanh = score(how, q_i, k_j)
-        P = where(grid.readable(how, cut, i, j), jnp.exp(scores - log_sum_i), 0)
+        readable = grid.readable(how, cut, i, j)
+        P = where(readable, jnp.exp(scores - largest_i), 0) * inverse_i
         dP = jnp.einsum("mhgtd,mhsd->mhgts", dout_i, v_j)
         dS = through_cap(tanh, P * (dP - through_sum_i))
         dq_i = _at(dq, i) + jnp.einsum("mhgts,mhsd->mhgtd", dS, k_j)

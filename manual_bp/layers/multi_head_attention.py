@@ -26,7 +26,7 @@ without a soft cap, out doesn't depend on it, and dbk is 0 but for rounding.
 A query that may read nothing has O = 0, so out = bo there, and passes no error on.
 
 Backward keeps x (and memory), Q, K, V, O and what attention keeps: P, which has T · S numbers for
-each head, or with `block` one number for each query and head.
+each head, or with `block` two numbers for each query and head.
 
 Shapes  x, out, dout, dx: (m, T, F); memory, dmemory: (m, S, F_mem); Wq: (heads · d, F);
         Wk, Wv: (kv_heads · d, F or F_mem); Wo: (F, heads · d); biases: as many as rows

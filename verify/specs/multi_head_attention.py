@@ -230,6 +230,11 @@ EDGES = (
     _edge("attention with scores of 10⁴", (100.0, -100.0), "float32", (1.0, 2.0), False),
     _edge("the same in blocks", (100.0, -100.0), "float32", (1.0, 2.0), False, block=1),
     _edge("attention with scores of 4e4", (200.0, -200.0), "float16", (1.0, 2.0), False, block=1),
+    # Two keys are equal: P = ½, dV = ½ (1 + 2), and dP is the same for both, so dS = 0.
+    _edge("attention to two equal keys", (100.0, 100.0), "float32", (1.5, 1.5), False),
+    _edge("the same in blocks", (100.0, 100.0), "float32", (1.5, 1.5), False, block=1),
+    _edge("attention to two equal keys", (3200.0, 3200.0), "float32", (1.5, 1.5), False),
+    _edge("the same in blocks", (3200.0, 3200.0), "float32", (1.5, 1.5), False, block=1),
 )
 
 
