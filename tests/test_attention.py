@@ -246,6 +246,27 @@ def test_scores_of_any_size_give_finite_gradients(dtype, block):
     assert not out[0, 0].any() and not dx[0, 0].any()  # reads nothing, and is read by nobody
 
 
+@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize("wide", ["params", "x", "dout"])
+def test_float32_and_float64_meet_as_they_do_in_jax(wide, block):
+    """One of them in float64: each gradient has the dtype of what it is the gradient of."""
+    layer = mbp.MultiHeadAttention(2, memory=3, block=block)
+    rng = np.random.default_rng(0)
+    x, memory = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 3, 3))
+    given = {"x": x, "memory": memory, "params": networks.draw_params(rng, layer, x), "dout": x}
+    with jax.enable_x64(True):
+        given = {
+            name: jax.tree.map(lambda a, n=name: jnp.asarray(a, "f8" if n == wide else "f4"), tree)
+            for name, tree in given.items()
+        }
+        params, x, memory, dout = (given[name] for name in ("params", "x", "memory", "dout"))
+        out, residuals = layer.forward(params, x, memory=memory)
+        dparams, dx, dtaken = layer.backward_taken(params, residuals, dout)
+        assert out.dtype == jnp.result_type(*params, x)
+        dtypes = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]  # noqa: E731
+        assert dtypes((dparams, dx, dtaken["memory"])) == dtypes((params, x, memory))
+
+
 def test_an_empty_batch_gives_empty_results():
     for block in (None, 2):
         layer = mbp.MultiHeadAttention(2, rotary=10.0, block=block)

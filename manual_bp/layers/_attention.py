@@ -111,8 +111,9 @@ def backward(
 
 
 def in_wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in the dtype that attention is computed in, at least float32."""
-    return tuple(each.astype(accumulation_dtype(each)) for each in arrays)
+    """The arrays in the one dtype that attention is computed in: the widest, at least float32."""
+    dtype = accumulation_dtype(*arrays)
+    return tuple(each.astype(dtype) for each in arrays)
 
 
 def score(how: How, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array | None]:

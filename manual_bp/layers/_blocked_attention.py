@@ -42,8 +42,8 @@ P is masked here, where `_attention` needs no mask: it isn't kept, and e^{S - μ
 nothing may be read.
 
 Where T or S is no multiple of a block, zeros fill the last one: such keys may not be read, and such
-queries have dO = 0 and r = 0. The blocks that are needed are listed when the program is traced, and one scan
-runs over the list: the program is as long for any T.
+queries have dO = 0 and r = 0. The blocks that are needed are listed when the program is traced, and
+one scan runs over the list: the program is as long for any T.
 
 Backward keeps Q, K, V, O, μ and r, 4 d + 2 numbers for each position and head, where `_attention`
 keeps 3 d + T. It pays for that with one more product of Q and K.
@@ -63,6 +63,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manual_bp.layer import accumulation_dtype
 from manual_bp.layers._attention import (
     How,
     Masks,
@@ -196,7 +197,8 @@ def backward(
         out, kept: what forward returned.
         dout: the error of out.
     """
-    grid, (q, k, v, dout) = _grid(block, q, k), in_wide(q, k, v, dout)
+    grid, (q, k, v) = _grid(block, q, k), in_wide(q, k, v)  # as forward: S is to be the same
+    (dout,) = in_wide(dout)
     through_sum = (dout * out).sum(-1, keepdims=True)
     of_rows = [_blocks(each, grid.rows) for each in (q, dout, through_sum, *kept)]
     of_columns = [_blocks(each, grid.columns) for each in (k, v)]
@@ -217,7 +219,8 @@ def backward(
         dv_j = _at(dv, j) + to_keys(P, dout_i)
         return (_put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)), None
 
-    start = tuple(map(jnp.zeros_like, (of_rows[0], *of_columns)))
+    dtype = accumulation_dtype(q, dout)
+    start = tuple(jnp.zeros_like(each, dtype) for each in (of_rows[0], *of_columns))
     (dq, dk, dv), _ = jax.lax.scan(add_block, start, grid.needed(how))
     return how.scale * _joined(dq, q), how.scale * _joined(dk, k), _joined(dv, v)
 
