@@ -246,6 +246,50 @@ def test_scores_of_any_size_give_finite_gradients(dtype, block):
     assert not out[0, 0].any() and not dx[0, 0].any()  # reads nothing, and is read by nobody
 
 
+def results(layer, params, x, dout, **taken):
+    out, residuals = layer.forward(params, x, **taken)
+    return out, *layer.backward_taken(params, residuals, dout)
+
+
+@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
+def test_whatever_is_in_masked_memory_changes_nothing(block, spoilt):
+    layer = mbp.MultiHeadAttention(2, memory=3, masked=True, block=block)
+    rng = np.random.default_rng(2)
+    x, memory = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 6, 3))
+    params, x = jax.tree.map(jnp.asarray, (networks.draw_params(rng, layer, x), x))
+    mask = jnp.arange(6) < jnp.array([[3], [5]])
+    run = lambda memory: results(layer, params, x, x, memory=memory, memory_mask=mask)  # noqa: E731
+    right, found = run(jnp.asarray(memory)), run(jnp.where(mask[..., None], memory, spoilt))
+    jax.tree.map(np.testing.assert_array_equal, found, right)
+    assert not jnp.where(mask[..., None], 0, found[-1]["memory"]).any()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
+def test_padding_of_x_spoils_its_own_query_alone(block, spoilt):
+    """And through manual_grads, with weights of 0 there, nothing at all."""
+    layer = mbp.MultiHeadAttention(2, masked=True, block=block)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 6, 4))
+    params, x = jax.tree.map(jnp.asarray, (networks.draw_params(rng, layer, x), x))
+    mask = jnp.arange(6) < jnp.array([[3], [5]])
+    padded = jnp.where(mask[..., None], x, spoilt)
+    out, _ = layer.forward(params, x, mask=mask)
+    found, _ = layer.forward(params, padded, mask=mask)
+    np.testing.assert_array_equal(found[mask], out[mask])
+    assert not jnp.isfinite(found[~mask]).any()
+    grads, right = (
+        mbp.manual_grads(
+            params, v, x, network=layer, loss=mbp.SquaredError(), weights=mask * 0.1, mask=mask
+        )
+        for v in (padded, x)
+    )
+    jax.tree.map(np.testing.assert_array_equal, grads, right)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
 @pytest.mark.parametrize("block", [None, 2])
 @pytest.mark.parametrize("wide", ["params", "x", "dout"])
 def test_float32_and_float64_meet_as_they_do_in_jax(wide, block):

@@ -25,6 +25,12 @@ without a soft cap, out doesn't depend on it, and dbk is 0 but for rounding.
 
 A query that may read nothing has O = 0, so out = bo there, and passes no error on.
 
+A position that mask or memory_mask rules out is read as 0, since P = 0 alone would leave 0 · NaN.
+So whatever is in masked memory, NaN too, changes nothing, and its error is exactly 0. In x such a
+position is a query still: NaN there makes its own row of out NaN, no other one, but through that
+row the gradients too, unless x is cleaned first, as `manual_grads` does where weights of (m, T) are
+0. attention_mask rules out pairs: what it rules out must be finite.
+
 Backward keeps x (and memory), Q, K, V, O and what attention keeps: P, which has T · S numbers for
 each head, or with `block` two numbers for each query and head.
 
@@ -233,12 +239,12 @@ class MultiHeadAttention(Layer):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         self._check(params, x, taken)
-        memory = taken.get("memory")
-        source = x if memory is None else memory
+        memory, masks = taken.get("memory"), self._masks(x, taken)
+        source = _readable(x if memory is None else memory, masks)
         q = self._heads_first(_affine(params.Wq, params.bq, x), self.heads, self.rotary)
         k = self._heads_first(_affine(params.Wk, params.bk, source), self._kv_heads, self.rotary)
         v = self._heads_first(_affine(params.Wv, params.bv, source), self._kv_heads)
-        q, masks = self._in_groups(q), self._masks(x, taken)
+        q = self._in_groups(q)
         if self.block is None:
             read, kept = _attention.forward(self._how(q), q, k, v, masks)
         else:
@@ -257,7 +263,7 @@ class MultiHeadAttention(Layer):
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, jax.Array]]:
         x, memory, q, k, v, read, masks, kept = residuals
-        source = x if memory is None else memory
+        source = _readable(x if memory is None else memory, masks)
         how, dread = self._how(q), self._in_groups(self._heads_first(dout @ params.Wo, self.heads))
         if self.block is None:
             errors = _attention.backward(how, q, k, v, kept, dread)
@@ -409,6 +415,13 @@ class MultiHeadAttention(Layer):
 def _initializer(std: float | None) -> Any:
     """How weights are drawn: by Glorot's rule, or with this standard deviation."""
     return glorot if std is None else jax.nn.initializers.normal(std)
+
+
+def _readable(source: jax.Array, masks: Masks) -> jax.Array:
+    """What keys and values are made of, 0 where no query may read it: 0 · NaN would be NaN."""
+    if masks.keys is None:
+        return source
+    return jnp.where(masks.keys.reshape(*source.shape[:2], 1), source, 0)
 
 
 def _affine(W: Any, b: Any, x: jax.Array) -> jax.Array:
