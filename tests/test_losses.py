@@ -405,3 +405,49 @@ def test_inside_jit_multiclass_hinge_poisons_a_class_that_does_not_exist(wrong):
     params = (jnp.ones((4, 4)), jnp.zeros(4))
     with pytest.raises(ValueError, match=f"class {wrong} of target \\[1\\]"):
         mbp.manual_grads(params, Z, np.asarray(y), loss=loss)
+
+
+# --- narrow integers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignored", [None, -1, -100])
+@pytest.mark.parametrize("classes", [200, 256, 300])
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8])
+def test_classes_in_8_bits_are_those_in_32(dtype, classes, ignored):
+    """Next to an array a Python int takes its dtype: in uint8 300 is 44, and -100 the class 156."""
+    rng = np.random.default_rng(4)
+    top = min(classes - 1, jnp.iinfo(dtype).max)
+    y = np.array([0, 1, top, min(156, top), top - 1])
+    if ignored is not None and dtype == jnp.int8:
+        y[1] = ignored
+    h, W = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(classes, 3))
+    z = rng.normal(size=(5, classes)).astype(np.float32)
+    linear = mbp.LinearCrossEntropy(classes, chunk=2, ignored_class=ignored)
+    params = linear.init(jax.random.key(0), h)._replace(W=W.astype(np.float32))
+    softmax = mbp.SoftmaxCrossEntropy(ignored_class=ignored)
+    hinge = mbp.MulticlassHinge()
+    of_hinge = np.where(y < 0, 0, y)
+
+    def found(dtype):
+        target = jnp.asarray(y, dtype)
+        weights = jnp.ones(5)
+        shown = [linear.counts(h, target), linear.sweep(params, h, target, weights)]
+        shown += [softmax.counts(z, target), softmax.sweep((), z, target, weights)]
+        shown += [softmax.value(z, target), softmax.error(z, target)]
+        shown += [hinge.sweep((), z, jnp.asarray(of_hinge, dtype), weights)]
+        return shown
+
+    expected = found(jnp.int32)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    jax.tree.map(np.testing.assert_array_equal, found(dtype), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.uint16, jnp.uint32])
+@pytest.mark.parametrize("ignored", [-1, -100, 2**40])
+def test_an_ignored_class_that_unsigned_targets_cannot_hold_is_none_of_them(dtype, ignored):
+    y = jnp.asarray(
+        [jnp.iinfo(dtype).max, jnp.iinfo(dtype).max - 99], dtype
+    )  # -1 and -100, if wrapped
+    settings = {"ignored_class": ignored}
+    for loss in (mbp.LinearCrossEntropy(3, **settings), mbp.SoftmaxCrossEntropy(**settings)):
+        np.testing.assert_array_equal(loss.counts(jnp.zeros((2, 3)), y), [True, True])

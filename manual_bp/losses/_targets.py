@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,6 +49,24 @@ def check_same_shape(
 def is_classes(prediction: Any, target: Any) -> bool:
     """Whether targets are integer classes, one axis less than the prediction."""
     return jnp.issubdtype(target.dtype, jnp.integer) and target.ndim == prediction.ndim - 1
+
+
+def widened(target: jax.Array) -> jax.Array:
+    """Integer targets in at least 32 bits, others as they are.
+
+    Next to an array a Python int takes the array's dtype: in uint8 300 classes are 44.
+    """
+    narrow = jnp.issubdtype(target.dtype, jnp.integer) and target.dtype.itemsize < 4
+    return target.astype(jnp.int32) if narrow else target
+
+
+def counted_classes(target: jax.Array, ignored: int) -> jax.Array:
+    """Which classes aren't the ignored one; all, where the targets' dtype has no such number."""
+    target = widened(target)
+    held = jnp.iinfo(target.dtype)
+    if not held.min <= ignored <= held.max:
+        return jnp.ones(target.shape, bool)
+    return target != ignored
 
 
 def check_classes(loss: Loss, prediction: Any, target: Any, also: str = "") -> None:

@@ -50,7 +50,12 @@ import jax.numpy as jnp
 from manual_bp.activation import check_floating
 from manual_bp.activations import identity
 from manual_bp.layer import Loss, Tree, accumulation_dtype
-from manual_bp.losses._targets import check_classes, check_classes_exist
+from manual_bp.losses._targets import (
+    check_classes,
+    check_classes_exist,
+    counted_classes,
+    widened,
+)
 from manual_bp.paths import Path, at, is_path, replaced
 
 CHUNK_BYTES = 2**24
@@ -184,7 +189,7 @@ class LinearCrossEntropy(Loss):
         return self._capped(z + params.b if self.bias else z)
 
     def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
-        return None if self.ignored_class is None else target != self.ignored_class
+        return None if self.ignored_class is None else counted_classes(target, self.ignored_class)
 
     def sweep(
         self, params: Params, prediction: jax.Array, target: jax.Array, weights: jax.Array
@@ -195,7 +200,7 @@ class LinearCrossEntropy(Loss):
         """
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
-        h, target = prediction.reshape(-1, prediction.shape[-1]), target.reshape(-1)
+        h, target = prediction.reshape(-1, prediction.shape[-1]), widened(target).reshape(-1)
         w, counts = weights.reshape(-1).astype(dtype), self.counts(h, target)
         if counts is not None:
             target, w = jnp.where(counts, target, 0), jnp.where(counts, w, 0)

@@ -31,7 +31,13 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Loss, accumulation_dtype
-from manual_bp.losses._targets import check_classes, check_classes_exist, is_classes
+from manual_bp.losses._targets import (
+    check_classes,
+    check_classes_exist,
+    counted_classes,
+    is_classes,
+    widened,
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class SoftmaxCrossEntropy(Loss):
     def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
         if self.ignored_class is None or not is_classes(prediction, target):
             return None
-        return target != self.ignored_class
+        return counted_classes(target, self.ignored_class)
 
     def check(self, prediction: Any, target: Any) -> None:
         if target.shape != prediction.shape:
@@ -112,11 +118,12 @@ class SoftmaxCrossEntropy(Loss):
         counts: jax.Array | bool = True
         valid: jax.Array | bool = True
         if is_classes(prediction, target):
+            target = widened(target)
             y = (target[..., None] == jnp.arange(units)).astype(dtype)
             valid = (target >= 0) & (target < units)
             total: Any = 1
             if self.ignored_class is not None:
-                counts = target != self.ignored_class
+                counts = counted_classes(target, self.ignored_class)
         else:
             y = target.astype(dtype)
             total = y.sum(-1, keepdims=True) if self.label_smoothing else 1
