@@ -11,6 +11,12 @@ import numpy as np
 from manual_bp.layer import Loss
 
 
+def check_ignored_class(what: str, ignored: Any) -> None:
+    """Raise unless the setting is an int or None."""
+    if ignored is not None and (not isinstance(ignored, int) or isinstance(ignored, bool)):
+        raise TypeError(f"{what}: ignored_class must be an int or None, got {ignored!r}.")
+
+
 def check_same_shape(
     loss: Loss,
     prediction: Any,

@@ -47,12 +47,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.activation import check_floating
+from manual_bp.activation import check_floating, check_number
 from manual_bp.activations import identity
 from manual_bp.layer import Loss, Tree, accumulation_dtype
 from manual_bp.losses._targets import (
     check_classes,
     check_classes_exist,
+    check_ignored_class,
     counted_classes,
     widened,
 )
@@ -123,20 +124,20 @@ class LinearCrossEntropy(Loss):
                 continue
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
                 raise TypeError(f"LinearCrossEntropy: {name} must be a positive int, got {size!r}.")
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(
-                f"LinearCrossEntropy: label_smoothing must be in [0, 1], got "
-                f"{self.label_smoothing!r}."
-            )
-        if self.soft_cap is not None and not self.soft_cap > 0:
-            raise ValueError(
-                f"LinearCrossEntropy: soft_cap must be positive, or None for no cap, got "
-                f"{self.soft_cap!r}."
-            )
-        if not self.z_loss >= 0:
-            raise ValueError(
-                f"LinearCrossEntropy: z_loss must be 0 or positive, got {self.z_loss!r}."
-            )
+        kind = "LinearCrossEntropy"
+        check_number(
+            f"{kind}: label_smoothing",
+            self.label_smoothing,
+            "a number in [0, 1]",
+            lambda share: 0 <= share <= 1,
+        )
+        if self.soft_cap is not None:
+            wanted = "a positive number, or None for no cap"
+            check_number(f"{kind}: soft_cap", self.soft_cap, wanted, lambda cap: cap > 0)
+        check_number(f"{kind}: z_loss", self.z_loss, "0 or a positive number", lambda z: z >= 0)
+        check_ignored_class(kind, self.ignored_class)
+        if not isinstance(self.bias, bool):
+            raise TypeError(f"{kind}: bias must be True or False, got {self.bias!r}.")
         if self.shared is not None and not is_path(self.shared):
             raise TypeError(
                 "LinearCrossEntropy: shared must be a path into the network's params, a tuple of "

@@ -30,10 +30,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from manual_bp.activation import check_number
 from manual_bp.layer import Loss, accumulation_dtype
 from manual_bp.losses._targets import (
     check_classes,
     check_classes_exist,
+    check_ignored_class,
     counted_classes,
     is_classes,
     widened,
@@ -65,11 +67,13 @@ class SoftmaxCrossEntropy(Loss):
     ignored_class: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(
-                f"SoftmaxCrossEntropy: label_smoothing must be in [0, 1], "
-                f"got {self.label_smoothing!r}."
-            )
+        check_number(
+            "SoftmaxCrossEntropy: label_smoothing",
+            self.label_smoothing,
+            "a number in [0, 1]",
+            lambda share: 0 <= share <= 1,
+        )
+        check_ignored_class("SoftmaxCrossEntropy", self.ignored_class)
 
     def activate(self, prediction: jax.Array) -> jax.Array:
         return jax.nn.softmax(prediction, axis=-1)

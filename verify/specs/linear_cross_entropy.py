@@ -272,7 +272,7 @@ SPECS = (
                 "a soft cap of 0",
                 lambda: LinearCrossEntropy(5, soft_cap=0.0),
                 ValueError,
-                ("soft_cap must be positive", "0.0"),
+                ("soft_cap must be a positive number", "None", "0.0"),
             ),
             BadInput(
                 "label smoothing above 1",
@@ -284,7 +284,43 @@ SPECS = (
                 "a negative z-loss",
                 lambda: LinearCrossEntropy(5, z_loss=-1e-4),
                 ValueError,
-                ("z_loss must be 0 or positive", "-0.0001"),
+                ("z_loss must be 0 or a positive number", "-0.0001"),
+            ),
+            BadInput(
+                "a soft cap in words",
+                lambda: LinearCrossEntropy(5, soft_cap="3"),  # pyright: ignore[reportArgumentType]
+                TypeError,
+                ("soft_cap must be a positive number", "'3'", "str"),
+            ),
+            BadInput(
+                "a soft cap that is an array",
+                lambda: LinearCrossEntropy(5, soft_cap=jnp.float32(3)),  # pyright: ignore[reportArgumentType]
+                TypeError,
+                ("soft_cap must be a positive number",),
+            ),
+            BadInput(
+                "an infinite soft cap",
+                lambda: LinearCrossEntropy(5, soft_cap=np.inf),  # pyright: ignore[reportArgumentType]
+                ValueError,
+                ("soft_cap must be a positive number", "inf"),
+            ),
+            BadInput(
+                "an ignored class between two",
+                lambda: LinearCrossEntropy(5, ignored_class=1.5),  # pyright: ignore[reportArgumentType]
+                TypeError,
+                ("ignored_class must be an int or None", "1.5"),
+            ),
+            BadInput(
+                "a bias in words",
+                lambda: LinearCrossEntropy(5, bias="yes"),  # pyright: ignore[reportArgumentType]
+                TypeError,
+                ("bias must be True or False", "'yes'"),
+            ),
+            BadInput(
+                "label smoothing in words",
+                lambda: LinearCrossEntropy(5, label_smoothing="0.1"),  # pyright: ignore[reportArgumentType]
+                TypeError,
+                ("label_smoothing must be a number", "'0.1'"),
             ),
         ),
     ),

@@ -190,6 +190,12 @@ SPECS = (
                 ValueError,
                 ("label_smoothing", "[0, 1]", "1.5"),
             ),
+            BadInput(
+                "an ignored class between two",
+                lambda: SoftmaxCrossEntropy(ignored_class=1.5),  # pyright: ignore[reportArgumentType]
+                TypeError,
+                ("ignored_class must be an int or None", "1.5"),
+            ),
         ),
     ),
 )
