@@ -261,7 +261,7 @@ class Combinator(Layer):
                 child.check_values(x, counted)
 
     def stand_in(self, name: str, x: Any) -> Any:
-        """What the first child that takes it says."""
+        """What the children that take it say: of a mask, the one for each step where one is."""
         if name == "statistics":
             raise NotImplementedError(
                 f"{self!r} takes statistics: parameters are drawn by the network that is trained, "
@@ -269,7 +269,8 @@ class Combinator(Layer):
             )
         if name == "state":
             return None
-        return next(child for child in self.children if name in child.takes).stand_in(name, x)
+        each = [child.stand_in(name, x) for child in self.children if name in child.takes]
+        return max(each, key=jnp.ndim)
 
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
         seen, dx = self.walk(backward_visit, dout, params, residuals)
@@ -329,7 +330,8 @@ class Combinator(Layer):
             nested = taken.get(name)
             if nested is None and (name == "state" or name not in taken):
                 continue
-            if not isinstance(nested, tuple) or len(nested) != count:
+            # a layer's own State is a NamedTuple: its fields aren't entries for layers
+            if type(nested) is not tuple or len(nested) != count:
                 given = type(nested).__name__
                 if isinstance(nested, tuple | list):
                     given += f" of {len(nested)}"

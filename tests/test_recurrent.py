@@ -373,3 +373,21 @@ def test_params_and_inputs_of_different_widths_promote(kind, wide):
     assert out.dtype == jnp.result_type(x, *narrow)
     assert dx.dtype == x.dtype
     assert [leaf.dtype for leaf in dparams] == [leaf.dtype for leaf in narrow]
+
+
+# --- networks of them -----------------------------------------------------------------------
+
+
+def test_a_state_of_one_layer_is_not_taken_for_those_of_two():
+    network = mbp.sequential(mbp.GRU(2, stateful=True), mbp.Dense(2))
+    x = jnp.ones((4, 3, 2))
+    params = network.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="state must be nested like the network: a tuple of 2"):
+        network.forward(params, x, state=lstm.State(jnp.ones((4, 2)), jnp.ones((4, 2))))
+
+
+def test_nested_layers_with_a_mask_for_each_step_or_for_any_are_drawn_for_steps():
+    inner = mbp.sequential(mbp.BatchNorm(masked=True), mbp.LSTM(3, masked=True))
+    network = mbp.sequential(inner, mbp.Dense(2))
+    params = network.init(jax.random.key(0), jnp.ones((4, 3, 2)))
+    assert params[1].W.shape == (2, 3)
