@@ -14,7 +14,8 @@ depend on the depth, and neither does the size of the program.
 What is kept is what the layer keeps, stacked, and nothing beside it: A[l-1] is there only if the
 layer needs it, and weights are scanned anew, not copied.
 
-Shapes  A[l], dA[l]: the same for all l; params, residuals, what a walk sees: (depth, ...) of one's
+Shapes  A[l], dA[l]: the same for all l; params, residuals, statistics, states, what a walk sees:
+        (depth, ...) of one's
 Source  Rumelhart, Hinton & Williams (1986); over stacked layers as flax.linen.scan does it
 """
 

@@ -7,9 +7,10 @@ A recurrent layer computes state_t from state_{t-1} and x_t, for t = 1 ... T. In
     where the mask is false, state_t = state_{t-1}, out repeats it, and x_t is never read
     the state before the first step is what is given as state=..., or zeros
 
-so that the last out of a sequence padded at its end is that of its last real step. The error goes
-the other way: at a masked step dstate_{t-1} = dstate_t, with the dout_t that arrives there in it,
-and no parameter and no x_t gets any.
+so that the last out of a sequence padded at its end is that of its last real step; in reverse the
+last one made is out[:, 0]. The error goes the other way: at a
+masked step dstate_{t-1} = dstate_t, with the dout_t that arrives there in it, and no parameter and
+no x_t gets any.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ platform. Why not one form for all: on a CPU of two cores the loop takes 0.1, 27
 the second is spent on the zeros of dW; the sort and scan takes 1.9, 23 and 54 ms, one-hot vectors
 in a matrix product 0.7, too much memory and 81 ms.
 
-A token that doesn't exist, negative or beyond the table, raises where its value is at hand. Inside
-a program it makes its vector NaN and all of dW: neither the last row, which -1 means to NumPy, nor
-one that a clamp would give, nor a gradient without it.
+A token that doesn't exist, negative or beyond the table, raises where its value is at hand. A mask
+doesn't excuse it: padding needs a token that exists, or a weight of 0. Inside a program it makes
+its vector NaN and all of dW: neither the last row, which -1 means to NumPy, nor one that a clamp
+would give, nor a gradient without it.
 
 Backward keeps the tokens.
 

@@ -9,7 +9,9 @@ Derivation.  out depends on x_T alone, with derivative 1. What came before has i
 all the same: inside the recurrent layer below, which hands it back from step to step.
 
 After a recurrent layer with a mask this is the last real step, whatever a sequence's length: its
-out repeats the state where a step isn't real.
+out repeats the state where a step isn't real. Not after one in reverse, as in a bidirectional one:
+at T it has read x_T at most, and nothing if that is padding; it has read all at out[:, 0]. What
+such a layer observes, its final state, has read all too.
 
 Shapes  x, dx: (m, T, ...); out, dout: (m, ...)
 Source  Sutskever, Vinyals & Le (2014), Sequence to sequence learning, arXiv:1409.3215

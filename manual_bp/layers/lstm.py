@@ -115,8 +115,8 @@ class LSTM(Recurrent):
     Args:
         features: n, the number of units.
         masked: whether forward takes mask=..., (m, T) booleans, true where a step is real. At the
-            others the state is carried over unchanged and out repeats it, so that out[:, -1] is the
-            last real one whatever the length.
+            others the state is carried over unchanged and out repeats it, so that out[:, -1], or
+            out[:, 0] in reverse, is that of the last real step read, whatever the length.
         stateful: whether forward takes state=..., a State(h, c), or None for zeros; its gradient is
             dtaken["state"].
         reverse: whether to run from the last step to the first.

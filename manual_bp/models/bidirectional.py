@@ -15,7 +15,9 @@ def bidirectional(layer: Layer) -> Parallel:
         out_t = (forwards_t, backwards_t),   dx = dx of one + dx of the other
 
     out_t has seen all of x_1 ... x_t and of x_t ... x_T. Masked, both begin and end with real
-    steps, wherever the padding is. What is observed, and a state that is taken, is a pair.
+    steps, wherever the padding is. For one output of the whole sequence don't take out[:, -1], as
+    LastStep does: there the backward half has read x_T alone. The two final states, which are what
+    is observed, have each read all. What is observed, and a state that is taken, is a pair.
 
     Args:
         layer: RNN, LSTM, GRU or LinearRecurrence, without reverse=True.
