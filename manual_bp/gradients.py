@@ -238,6 +238,12 @@ def sweep(
     check_batch(x, y)
     if weights is not None:
         x = _without_idle_spoilers(network, x, weights)
+        taken = {
+            name: _of_examples_that_count(value, weights)
+            if name in network.differentiates
+            else value
+            for name, value in taken.items()
+        }
     prediction, residuals = network.forward(params, x, **taken)
     loss.check(prediction, y)
     expected = prediction.shape[:-1]
@@ -371,6 +377,19 @@ def _without_idle_spoilers(network: Layer, x: jax.Array, weights: jax.Array) -> 
         return x
     idle = (weights == 0).reshape(weights.shape + (1,) * (x.ndim - weights.ndim))
     return jnp.where(idle & ~network.readable(x), 0, x)
+
+
+def _of_examples_that_count(tree: Tree, weights: jax.Array) -> Tree:
+    """Memory or states, with 0 for what isn't finite in examples all of whose weights are 0."""
+    idle = (weights == 0).all(tuple(range(1, weights.ndim)))
+
+    def clean(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[:1] != idle.shape:
+            return leaf
+        spoilt = idle.reshape(idle.shape + (1,) * (leaf.ndim - 1)) & ~jnp.isfinite(leaf)
+        return jnp.where(spoilt, 0, leaf)
+
+    return jax.tree.map(clean, tree)
 
 
 _found_units: dict[Any, int] = {}

@@ -290,6 +290,21 @@ def test_padding_of_x_spoils_its_own_query_alone(block, spoilt):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+def test_memory_of_an_example_of_weight_0_changes_nothing():
+    layer = mbp.MultiHeadAttention(2, memory=3)
+    x, memory = jnp.ones((3, 2, 4)), jnp.ones((3, 5, 3))
+    params = layer.init(jax.random.key(0), x)
+    weights = jnp.array([[1.0, 2.0], [0.0, 0.0], [0.0, 1.0]])
+    right, found = (
+        mbp.manual_pass(
+            params, x, 0 * x, network=layer, loss=mbp.SquaredError(), weights=weights, memory=each
+        )
+        for each in (memory, memory.at[1].set(jnp.nan))
+    )
+    jax.tree.map(np.testing.assert_array_equal, found.grads, right.grads)
+    assert found.loss == right.loss and not found.dtaken["memory"][1].any()
+
+
 @pytest.mark.parametrize("block", [None, 2])
 @pytest.mark.parametrize("wide", ["params", "x", "dout"])
 def test_float32_and_float64_meet_as_they_do_in_jax(wide, block):
