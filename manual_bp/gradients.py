@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from manual_bp.combinators.sequential import Sequential
 from manual_bp.inputs import (
     check_arrays,
     check_batch,
@@ -268,6 +269,13 @@ def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer,
                 f"{type(params).__name__}."
             )
         params, loss_params = params
+        chain = isinstance(network, Sequential) and len(network.layers) > 1
+        if chain and hasattr(params, "_fields"):
+            raise TypeError(
+                f"{loss!r} has parameters: params must be the pair (network's, loss's), but its "
+                f"first half, {type(params).__name__}, is of one layer where the network has "
+                f"{len(network.layers)}. Give (params, loss.init(key, prediction))."
+            )
     if network is None:
         network = as_network(params)
     if is_dense_chain(network):

@@ -75,7 +75,9 @@ def counted_classes(target: jax.Array, ignored: int) -> jax.Array:
     return target != ignored
 
 
-def check_classes(loss: Loss, prediction: Any, target: Any, also: str = "") -> None:
+def check_classes(
+    loss: Loss, prediction: Any, target: Any, also: str = "", units: int | None = None
+) -> None:
     """Raise unless targets are integer classes, one for each prediction.
 
     Args:
@@ -83,6 +85,7 @@ def check_classes(loss: Loss, prediction: Any, target: Any, also: str = "") -> N
         prediction: (..., C).
         target: should be integers (...).
         also: what else the loss takes, to be read before "integer classes".
+        units: the number of classes, where it isn't that of the prediction's features.
     """
     expected, given = tuple(prediction.shape[:-1]), tuple(target.shape)
     if given == expected:
@@ -95,7 +98,7 @@ def check_classes(loss: Loss, prediction: Any, target: Any, also: str = "") -> N
     advice = ""
     if given == (*expected, 1):
         advice = " Drop the last axis: y[..., 0]."
-    elif given == tuple(prediction.shape):
+    elif given in (tuple(prediction.shape), (*expected, units)):
         advice = " For one-hot labels pass y.argmax(-1)."
     elif given == tuple(prediction.shape[::-1]):
         advice = " y.T would fit: y holds examples first."

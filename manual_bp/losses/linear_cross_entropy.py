@@ -307,7 +307,7 @@ class LinearCrossEntropy(Loss):
 
     def check(self, prediction: Any, target: Any) -> None:
         check_floating(self, prediction)
-        check_classes(self, prediction, target)
+        check_classes(self, prediction, target, units=self.classes)
 
     def check_target(self, units: int, target: Any, counted: Any) -> None:
         del units  # the network's features: the classes are the loss's own

@@ -107,6 +107,7 @@ def _run(
     return lambda: mbp.manual_grads(params, h, y, network=network, loss=loss)
 
 
+TWO = mbp.sequential(mbp.Dense(4), mbp.Dense(3))
 FIVE = LinearCrossEntropy(5)
 W = jnp.ones((5, 3))
 
@@ -143,6 +144,18 @@ SPECS = (
                 ),
                 TypeError,
                 ("LinearCrossEntropy(5) has parameters", "the pair (network's, loss's)", "list"),
+            ),
+            BadInput(
+                "params of a network of two layers, and no pair",
+                lambda: mbp.manual_grads(
+                    TWO.init(jax.random.key(0), jnp.ones((4, 3))),
+                    jnp.ones((4, 3)),
+                    np.zeros(4, int),
+                    network=TWO,
+                    loss=FIVE,
+                ),
+                TypeError,
+                ("LinearCrossEntropy(5) has parameters", "the pair (network's, loss's)", "2"),
             ),
             BadInput(
                 "an array in place of the loss's params",
@@ -206,7 +219,12 @@ SPECS = (
                 "one-hot labels",
                 _run(FIVE, Params(W, ()), y=np.eye(5)[:4]),
                 ValueError,
-                ("LinearCrossEntropy(5)", "shape (4, 5)", "integer classes of shape (4,)"),
+                (
+                    "LinearCrossEntropy(5)",
+                    "shape (4, 5)",
+                    "integer classes of shape (4,)",
+                    "y.argmax(-1)",
+                ),
             ),
             BadInput(
                 "floating-point classes",
