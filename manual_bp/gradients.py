@@ -269,8 +269,8 @@ def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer,
                 f"{type(params).__name__}."
             )
         params, loss_params = params
-        chain = isinstance(network, Sequential) and len(network.layers) > 1
-        if chain and hasattr(params, "_fields"):
+        of_one = hasattr(params, "_fields")
+        if of_one and isinstance(network, Sequential) and len(network.layers) > 1:
             raise TypeError(
                 f"{loss!r} has parameters: params must be the pair (network's, loss's), but its "
                 f"first half, {type(params).__name__}, is of one layer where the network has "
