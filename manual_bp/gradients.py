@@ -24,6 +24,7 @@ from manual_bp.inputs import (
     check_arrays,
     check_batch,
     check_classes,
+    check_taken_arrays,
     check_tokens,
     check_weights,
 )
@@ -186,7 +187,8 @@ def predict(params: Tree, x: Any, *, network: Layer | None = None, **taken: Any)
         **taken: what `network.inference()` takes by name.
 
     Returns:
-        (m, ..., n_L), logits; a loss's `activate` makes probabilities of them.
+        (m, ..., n_L), logits; a loss's `activate` makes probabilities of them. With a loss that
+        holds the last layer, what that layer takes: `LinearCrossEntropy.logits` makes logits of it.
 
     Raises:
         TypeError, ValueError: as for `manual_pass`.
@@ -198,6 +200,7 @@ def predict(params: Tree, x: Any, *, network: Layer | None = None, **taken: Any)
         [[2. 3.]]
     """
     check_arrays(params, x=x)
+    check_taken_arrays(taken)
     if network is not None:
         check_tokens(network, x, None)
     return _compiled_forward(params, x, taken, network=network)
@@ -312,6 +315,7 @@ def check_call(
         raise TypeError(f"loss must be a Loss such as mbp.SquaredError(), got {loss!r}.{advice}")
     check_arrays(params, x=x, y=y, weights=weights)
     check_taken(network, taken)
+    check_taken_arrays(taken)
     if network is not None:
         check_tokens(network, x, weights)
     check_classes(loss, y, weights, functools.partial(_units, params, x, taken, network, loss))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,17 @@ def check_arrays(params: Tree, **arrays: Any) -> None:
                 f"{name} must be an array, got {type(value).__name__}. Convert it: "
                 f"jnp.asarray({name})."
             )
+
+
+def check_taken_arrays(taken: Mapping[str, Any]) -> None:
+    """Raise a TypeError unless what is taken by name holds nothing but arrays."""
+    for name, tree in taken.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not _is_array(leaf):
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)} must be an array, got "
+                    f"{type(leaf).__name__}: {leaf!r}. Convert it: {name}=jnp.asarray(...)."
+                )
 
 
 def check_batch(x: Any, y: Any) -> None:

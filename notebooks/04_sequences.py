@@ -754,7 +754,9 @@ plt.show()
 #
 # - *The sum in $P$.* Dividing by the sum is subtracting its logarithm,
 #   $P_{ts} = e^{S_{ts}} / \sum_{s'} e^{S_{ts'}} = e^{S_{ts} - L_t}$, so a block of $P$ is computed
-#   again from $Q$, $K$ and $L$, exactly. It costs one more product of $Q$ and $K$.
+#   again from $Q$, $K$ and $L$. It costs one more product of $Q$ and $K$. In floating point $L$ is
+#   rounded at the size of the largest score: where scores are in the millions, the logarithm in it
+#   is lost. So the library keeps the largest score and the sum apart.
 # - *The mean $D$.* Exchange two sums:
 #
 # $$D_t = \sum_s P_{ts}\, dP_{ts} = \sum_s P_{ts} \sum_j dO_{tj} V_{sj}
@@ -1305,7 +1307,7 @@ for name, run in runs.items():
 # - Errors vanish in the RNN through $U$ and $g'$; in the LSTM they pass along a sum, through gates
 #   which the network sets. Open gates are learned, or asked for by $b_f$; they aren't given.
 # - *Softmax's Jacobian is dense, and costs one mean.* $dS = P \odot (dP - D)$.
-# - $P = e^{S - L}$ and $D = \operatorname{rowsum}(dO \odot O)$ are exact: attention in linear
+# - $P = e^{S - L}$ and $D = \operatorname{rowsum}(dO \odot O)$ are equalities: attention in linear
 #   memory is the same function, not an approximation.
 # - A GPT's backward pass has some thirty lines, and each can be judged by itself.
 #

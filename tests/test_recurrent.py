@@ -391,3 +391,26 @@ def test_nested_layers_with_a_mask_for_each_step_or_for_any_are_drawn_for_steps(
     network = mbp.sequential(inner, mbp.Dense(2))
     params = network.init(jax.random.key(0), jnp.ones((4, 3, 2)))
     assert params[1].W.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("taken", "says"),
+    [
+        ({"mask": [[True] * 3] * 2, "state": None}, ("mask[0][0] must be an array, got bool",)),
+        (
+            {"mask": np.ones((2, 3), bool), "state": 0.0},
+            ("state must be an array, got float: 0.0",),
+        ),
+    ],
+)
+def test_what_is_taken_must_hold_arrays(taken, says):
+    layer, x = mbp.GRU(2, masked=True, stateful=True), jnp.ones((2, 3, 2))
+    params = layer.init(jax.random.key(0), x)
+    for call in (
+        lambda: mbp.manual_grads(params, x, x, network=layer, loss=mbp.SquaredError(), **taken),
+        lambda: mbp.predict(params, x, network=layer, **taken),
+    ):
+        with pytest.raises(TypeError) as error:
+            call()
+        for text in says:
+            assert text in str(error.value)

@@ -285,7 +285,10 @@ class LinearCrossEntropy(Loss):
         return z if self.soft_cap is None else self.soft_cap * jnp.tanh(z / self.soft_cap)
 
     def _through_cap(self, dz: jax.Array, z: jax.Array) -> jax.Array:
-        return dz if self.soft_cap is None else dz * (1 - (z / self.soft_cap) ** 2)
+        if self.soft_cap is None:
+            return dz
+        t = z / self.soft_cap
+        return dz * (1 - t) * (1 + t)
 
     def _smoothed(self, chosen: jax.Array, dtype: Any) -> jax.Array:
         """y, from which class each target is."""
@@ -301,8 +304,8 @@ class LinearCrossEntropy(Loss):
         return min(most, count, 8 * -(-_evenly(count, most) // 8))
 
     def _block(self, predictions: int, features: int) -> int:
-        """How many classes: dz and the share of dW take a quarter of what the chunk's logits do."""
-        most = self.classes * predictions // (4 * (predictions + features))
+        """How many classes: dz and the share of dW take an eighth of what the chunk's logits do."""
+        most = self.classes * predictions // (8 * (predictions + features))
         return _evenly(self.classes, max(1, most))
 
     def check(self, prediction: Any, target: Any) -> None:

@@ -47,7 +47,7 @@ from __future__ import annotations
 import math
 
 from manual_bp.activations import gelu_tanh
-from manual_bp.combinators.sequential import sequential
+from manual_bp.combinators.sequential import Sequential, sequential
 from manual_bp.combinators.skip import skip
 from manual_bp.combinators.stack import stack
 from manual_bp.combinators.tied import Tied, tied
@@ -72,7 +72,9 @@ def gpt(
     heads: int = 4,
     depth: int = 2,
     dropout: float = 0.0,
-) -> Tied:
+    block: int | None = None,
+    head: bool = True,
+) -> Tied | Sequential:
     """GPT-2: learned positions, `depth` pre-norm blocks, and a head tied to the embedding.
 
     Weights are drawn as GPT-2's: with standard deviation 0.02, divided by √(2 depth) in the last
@@ -86,10 +88,14 @@ def gpt(
         depth: blocks, of attention and an MLP four times as wide.
         dropout: the probability to drop a feature of the first sum and of what each body adds; then
             training takes key=...
+        block: of `MultiHeadAttention`, whose memory is linear in T with one.
+        head: whether it ends with logits; without, with the vectors that
+            `LinearCrossEntropy(vocabulary, shared=(0, "W"))` takes, which never holds all logits.
 
     Returns:
         A network for tokens x of shape (m, T), T ≤ context. Its params are those of
-        `manual_bp.tied`, with E at the embedding and () at the head.
+        `manual_bp.tied`, with E at the embedding and () at the head; without a head they are
+        those of `manual_bp.sequential`, with E at (0, "W").
 
     Raises:
         TypeError: for a setting of the wrong type.
@@ -106,6 +112,14 @@ def gpt(
         >>> loss, grads = manual_value_and_grads(params, x[:, :-1], x[:, 1:], network=network)
         >>> grads[0][0].W.shape, grads[0][-1].W  # of E, from both its uses
         ((5, 8), ())
+
+        The same by the fused head:
+
+        >>> body, loss = gpt(5, context=4, width=8, heads=2, head=False), LinearCrossEntropy(
+        ...     5, shared=(0, "W"))
+        >>> grads = manual_grads(params[0][:-1], x[:, :-1], x[:, 1:], network=body, loss=loss)
+        >>> grads[0].W.shape
+        (5, 8)
     """
     counts = {"context": context, "width": width, "heads": heads, "depth": depth}
     check_counts("gpt", vocabulary=vocabulary, **counts)
@@ -113,9 +127,11 @@ def gpt(
         raise ValueError(f"gpt: width must be a multiple of heads, got {width} for {heads}.")
     drop = [Dropout(dropout)] if dropout else []
     last = STD / math.sqrt(2 * depth)
-    attention = MultiHeadAttention(heads, causal=True, initial_std=STD, last_initial_std=last)
+    attention = MultiHeadAttention(
+        heads, causal=True, block=block, initial_std=STD, last_initial_std=last
+    )
     mlp = [Dense(4 * width, gelu_tanh, initial_std=STD), Dense(width, initial_std=last)]
-    block = sequential(
+    both = sequential(
         skip(sequential(LayerNorm(), attention, *drop)),
         skip(sequential(LayerNorm(), *mlp, *drop)),
     )
@@ -123,8 +139,10 @@ def gpt(
         Embedding(vocabulary, width, initial_std=STD),
         PositionEmbedding(context),
         *drop,
-        stack(block, depth),
+        stack(both, depth),
         LayerNorm(),
-        Dense(vocabulary, bias=False),
     ]
-    return tied(sequential(*layers), ((0, "W"), (len(layers) - 1, "W")))
+    if not head:
+        return sequential(*layers)
+    logits = Dense(vocabulary, bias=False)
+    return tied(sequential(*layers, logits), ((0, "W"), (len(layers), "W")))

@@ -41,6 +41,8 @@ def llama(
     depth: int = 2,
     features_inside: int | None = None,
     rotary: float = 10000.0,
+    block: int | None = None,
+    head: bool = True,
 ) -> Sequential:
     """Llama: RMSNorm, rotary positions, grouped heads, SwiGLU, no biases, a head of its own.
 
@@ -55,6 +57,9 @@ def llama(
         features_inside: of the gated MLP; 8/3 of the width unless given, so that its three matrices
             have as many parameters as two would with four times the width.
         rotary: the base of the angles.
+        block: of `MultiHeadAttention`, whose memory is linear in T with one.
+        head: whether it ends with logits; without, with the vectors that
+            `LinearCrossEntropy(vocabulary)` takes, which never holds all logits.
 
     Returns:
         A network for tokens x of shape (m, T), T as long as memory allows.
@@ -80,10 +85,12 @@ def llama(
     check_counts("llama", features_inside=inside)
     if width % heads:
         raise ValueError(f"llama: width must be a multiple of heads, got {width} for {heads}.")
-    attention = MultiHeadAttention(heads, kv_heads=kv_heads, causal=True, rotary=rotary, bias=False)
-    block = sequential(
+    attention = MultiHeadAttention(
+        heads, kv_heads=kv_heads, causal=True, rotary=rotary, bias=False, block=block
+    )
+    both = sequential(
         skip(sequential(RMSNorm(), attention)),
         skip(sequential(RMSNorm(), GatedMLP(inside))),
     )
-    head = Dense(vocabulary, bias=False)
-    return sequential(Embedding(vocabulary, width), stack(block, depth), RMSNorm(), head)
+    logits = (Dense(vocabulary, bias=False),) if head else ()
+    return sequential(Embedding(vocabulary, width), stack(both, depth), RMSNorm(), *logits)

@@ -278,7 +278,7 @@ def sample(
 
     A GPT reads the last `context` characters anew for each; a recurrent network hands on its state.
     """
-    given = jnp.asarray(corpus.encode(prompt))
+    given = jnp.asarray(corpus.encode(prompt))[-settings.context :]
     write = _slide if settings.model == "gpt" else _hand_on
     drawn = write(
         params, given, key, temperature, settings.context, length, network=network.inference()
