@@ -244,7 +244,7 @@ def test_in_half_precision_scale_rounds_once():
 def test_statistics_of_another_network_are_an_error():
     params = NOISY.init(jax.random.key(0), X)
     with pytest.raises(ValueError, match="statistics must be nested like the network"):
-        mbp.predict(params, X, network=NOISY, statistics=(0.0,))
+        mbp.predict(params, X, network=NOISY, statistics=(jnp.zeros(()),))
 
 
 # --- walk -----------------------------------------------------------------------------------

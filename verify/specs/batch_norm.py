@@ -272,6 +272,12 @@ ERRORS_FROZEN = (
     BadInput(
         "batch norm, not training: statistics that aren't nested like the network",
         _predict(statistics=_statistics(4, 4)._replace(variance=())),
+        ValueError,
+        ("statistics must be nested like the network: a tuple of 2", "got a Statistics of 2"),
+    ),
+    BadInput(
+        "batch norm, not training: statistics of another kind",
+        _predict(statistics=((), tuple(_statistics(4, 4)))),
         TypeError,
         ("in layer 2, FrozenBatchNorm()", "Statistics(mean, variance)", "observed", "got tuple"),
     ),
