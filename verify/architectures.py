@@ -55,7 +55,13 @@ def judge_case(case: Case, *, every_intermediate: bool = True, deep: bool = Fals
     if "L4 bounds" in rule.omitted:
         every_intermediate, deep = False, True
     else:
-        found.append(Finding("L4 bounds", judges.bounds(rule, tuple(problem))))
+        verdict = judges.bounds(rule, tuple(problem))
+        if verdict.why == judges.UNBOUNDED:  # so growing precision has to say it
+            wide_case = replace(case, dtype="float64")
+            wide_rule = rules.of_case(wide_case, every_intermediate=every_intermediate)
+            verdict = judges.digits(wide_rule, tuple(wide_case.problem()))
+            return [*found, Finding("L3 digits", verdict)]
+        found.append(Finding("L4 bounds", verdict))
     wide = case.dtype == "float64"  # else constants are rounded, and two programs' differently
     if wide and every_intermediate and literal.applies(case.network, case.loss, problem):
         found.append(Finding("L4 notes", judge_notes(case, rule, problem)))

@@ -34,6 +34,8 @@ class Verdict(NamedTuple):
     why: str = ""
 
 
+UNBOUNDED = "is not finite, or its bound isn't"
+"""Why L4 has nothing to say: a division by what may be 0 within its bound, for example."""
 RATIONAL = Rational()
 BOUNDS = ErrorBound()
 MOST_DIGITS = 160
@@ -152,11 +154,7 @@ def within_bounds(manual: Mapping[str, Any], autodiff: Mapping[str, Any]) -> Ver
         worst = max(worst, float(share.max(initial=0))) if finite else np.inf
         if not (finite and (apart <= allowed).all()) and not wrong:
             wrong = name
-            why = (
-                "differs by more than rounding may"
-                if finite
-                else "is not finite, or its bound isn't"
-            )
+            why = "differs by more than rounding may" if finite else UNBOUNDED
     return Verdict(not wrong, worst, entries, wrong, why)
 
 

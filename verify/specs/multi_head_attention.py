@@ -76,7 +76,7 @@ def reference(
         scores = layer.soft_cap * jnp.tanh(scores / layer.soft_cap)
     allowed = _allowed(layer, x.shape[0], x.shape[1], source.shape[1], taken)
     # Not -inf: where nothing may be read, softmax and its derivative would be NaN.
-    scores = jnp.where(allowed, scores, jnp.finfo(scores.dtype).min / 4)
+    scores = jnp.where(allowed, scores, -1e9)
     P = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0)
     read = jnp.einsum("mhts,mshd->mthd", P, v).reshape(*x.shape[:2], -1)
     out = jnp.dot(read, params.Wo.T)
