@@ -237,3 +237,13 @@ def test_what_the_notebook_reads_is_of_these_settings_and_small(model):
     if model == "gpt":
         reached = next(seconds for _, loss, seconds in found["validation"] if loss < 1.9)
         assert reached < 600
+
+
+def test_a_held_out_text_shorter_than_a_batch_is_read_in_fewer_rows():
+    settings = dataclasses.replace(SHORT["gpt"], batch=1000)
+    network = settings.network(len(TEXT.vocabulary))
+    params = training.start(settings, network).carry.params
+    tokens = TEXT.tokens[: 2 * settings.context + 1]
+    one_by_one = dataclasses.replace(settings, batch=2)
+    found = [training.validate(each, network, params, tokens) for each in (settings, one_by_one)]
+    assert np.isfinite(found[0]) and found[0] == found[1]

@@ -250,9 +250,10 @@ def validate(settings: Settings, network: Layer, params: Any, tokens: np.ndarray
     """The mean loss of each character, in nats.
 
     A GPT sees the text in pieces as long as its context, so that the first characters of each are
-    predicted from few; a recurrent network reads it as it trains, in as many rows.
+    predicted from few; a recurrent network reads it as it trains, in as many rows at most.
     """
-    network, rows, length = network.inference(), settings.batch, settings.context
+    network, length = network.inference(), settings.context
+    rows = min(settings.batch, (len(tokens) - 1) // length)  # a short text has fewer
     state, total = zero_state(network, params, rows), jnp.zeros(())
     pieces = (len(tokens) - 1) // length // rows
     starts = np.arange(rows * pieces).reshape(rows, pieces) * length
