@@ -107,7 +107,7 @@ def explain(seed: int, number: int) -> str:
     case = with_dtype(draw_case(seed, number))
 
     def wrong(each: Case) -> Finding | None:
-        return first_wrong(judge_case(each, deep=True))
+        return first_wrong(judge_safely(each, deep=True))
 
     first = wrong(case)
     least = smallest(case, lambda each: wrong(each) is not None)
@@ -138,7 +138,7 @@ def judge_numbers(seed: int, numbers: list[int]) -> list[tuple[int, list[Finding
     return [
         (
             number,
-            judge_case(
+            judge_safely(
                 with_dtype(draw_case(seed, number)),
                 every_intermediate=number % 3 == 0 or alone,
                 deep=number % 4 == 1 or alone,
@@ -146,6 +146,15 @@ def judge_numbers(seed: int, numbers: list[int]) -> list[tuple[int, list[Finding
         )
         for number in numbers
     ]
+
+
+def judge_safely(case: Case, **how: bool) -> list[Finding]:
+    """As judge_case; a network that can't even be run is wrong, and doesn't end the others."""
+    try:
+        return judge_case(case, **how)
+    except Exception as error:  # whatever it is, it is a finding
+        why = f"{type(error).__name__}: {error}"
+        return [Finding("L0 dtypes", Verdict(False, 0, 0, "the program", why))]
 
 
 class Networks:

@@ -62,16 +62,16 @@ class Case:
         rng = np.random.default_rng(self.seed)
         tokens = draw_tokens(rng, self.network, self.x_shape)
         x = rng.normal(size=self.x_shape) if tokens is None else tokens
-        params = draw_params(rng, self.network, x)
-        shape = prediction_shape(self.network, params, x)
-        params = with_loss(params, self.loss, shape, functools.partial(draw_params, rng))
+        of_network = draw_params(rng, self.network, x)
+        shape = prediction_shape(self.network, of_network, x)
+        params = with_loss(of_network, self.loss, shape, functools.partial(draw_params, rng))
         y = specs.of_loss(self.loss).target(rng, self.loss, shape)
         weights = None
         if self.weighting == "given":
             weights = rng.normal(size=shape[:-1]) * (rng.random(shape[:-1]) < 0.8)
         elif self.weighting == "ones":
             weights = np.ones(shape[:-1])
-        taken = draw_taken(rng, self.used, self.network, params, x)
+        taken = draw_taken(rng, self.used, self.network, of_network, x)
         return jax.tree.map(self._held, Problem(params, x, y, weights, taken))
 
     def _held(self, leaf: np.ndarray) -> np.ndarray:
