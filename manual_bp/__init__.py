@@ -92,5 +92,9 @@ from manual_bp.models.llama import llama as llama
 from manual_bp.models.mlp import mlp as mlp
 from manual_bp.models.resnet import resnet as resnet
 from manual_bp.signals.intermediates import intermediates as intermediates
+from manual_bp.signals.per_example import gradient_gram as gradient_gram
+from manual_bp.signals.per_example import per_example_grads as per_example_grads
+from manual_bp.signals.per_example import per_example_norms as per_example_norms
+from manual_bp.signals.per_example import per_example_squared_norms as per_example_squared_norms
 
 __version__ = "0.1.0"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -215,6 +216,7 @@ class Sweep(NamedTuple):
     dx: jax.Array
     dloss_params: Tree
     residuals: Tree
+    weights: jax.Array
 
 
 def sweep(
@@ -227,6 +229,8 @@ def sweep(
     y: jax.Array,
     weights: jax.Array | None,
     taken: dict[str, Any],
+    *,
+    unweighted: Callable[[tuple[int, ...], Any, jax.Array | None], jax.Array] | None = None,
 ) -> Sweep:
     """Forward, first error, and the walk back with this visit: what is compiled everywhere.
 
@@ -235,6 +239,8 @@ def sweep(
         network, loss: what is computed.
         params, loss_params: as `open_params` returns them.
         x, y, weights, taken: as for `manual_pass`.
+        unweighted: makes the weights where none are given, unweighted(shape, dtype, counts); by
+            default those of the mean.
 
     Returns:
         Sweep, with what was seen nested like the network.
@@ -253,13 +259,13 @@ def sweep(
     expected = prediction.shape[:-1]
     dtype = accumulation_dtype(prediction)
     if weights is None:
-        weights = _mean_weights(expected, dtype, loss.counts(prediction, y))
+        weights = (unweighted or _mean_weights)(expected, dtype, loss.counts(prediction, y))
     check_weights(weights, expected)
     weights = weights.astype(dtype)
     values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
     total = jnp.where(weights == 0, 0, weights * values).sum()
     seen, dx = network.walk(visit, dprediction.astype(prediction.dtype), params, residuals)
-    return Sweep(total, prediction, seen, dx, dloss_params, residuals)
+    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights)
 
 
 def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer, Tree, Tree]:

@@ -65,6 +65,7 @@ JAX_NAMES = {
     "jax.tree.map",
     "jax.tree.unflatten",
     "jax.tree_util.keystr",
+    "jax.tree_util.register_dataclass",
     "jax.tree_util.register_static",
     "jax.tree_util.tree_leaves_with_path",
     "jax.typeof",

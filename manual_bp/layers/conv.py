@@ -63,6 +63,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from manual_bp.layer import Layer, check_taken, sum_over_examples
 from manual_bp.layers._correlation import (
@@ -226,6 +227,27 @@ class Conv(Layer):
         )
         db = sum_over_examples(dout).astype(params.b.dtype) if self.bias else ()
         return Params(dW.astype(W.dtype), db), dx.astype(x.dtype)
+
+    def windows(self, x: jax.Array) -> jax.Array:
+        """What each place of out sees of x: (m, places, groups, K C / groups), K the kernel's size.
+
+        out is windows Wᵀ + b, with W[p, c, o] as a row for each o: what a convolution is of a
+        dense layer. Args: x, (m, *space, C).
+        """
+        axes = self._axes(x)
+        padded = jnp.pad(x, ((0, 0), *((axis.low, axis.high) for axis in axes), (0, 0)))
+        slices = []
+        for place in np.ndindex(*(axis.k for axis in axes)):
+            starts = [axis.d * p for axis, p in zip(axes, place, strict=True)]
+            inside = tuple(
+                slice(start, start + axis.s * (axis.outputs - 1) + 1, axis.s)
+                for axis, start in zip(axes, starts, strict=True)
+            )
+            slices.append(
+                padded[:, *inside].reshape(len(x), -1, self.groups, 1, x.shape[-1] // self.groups)
+            )
+        seen = jnp.concatenate(slices, axis=3)  # (m, places, groups, K, C / groups)
+        return seen.reshape(*seen.shape[:3], -1)
 
     def _flipped_and_exchanged(self, W: jax.Array) -> jax.Array:
         """W[k - 1 - q, c, o] as (q, o, c) within each group: (*kernel, O / groups, C)."""
