@@ -91,7 +91,12 @@ from manual_bp.models.lenet import lenet as lenet
 from manual_bp.models.llama import llama as llama
 from manual_bp.models.mlp import mlp as mlp
 from manual_bp.models.resnet import resnet as resnet
+from manual_bp.signals.clipping import clipped_grads as clipped_grads
+from manual_bp.signals.clipping import clipped_pass as clipped_pass
 from manual_bp.signals.intermediates import intermediates as intermediates
+from manual_bp.signals.moments import cosine_similarities as cosine_similarities
+from manual_bp.signals.moments import gradient_moments as gradient_moments
+from manual_bp.signals.moments import gradient_noise as gradient_noise
 from manual_bp.signals.per_example import gradient_gram as gradient_gram
 from manual_bp.signals.per_example import per_example_grads as per_example_grads
 from manual_bp.signals.per_example import per_example_norms as per_example_norms

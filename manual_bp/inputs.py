@@ -87,7 +87,7 @@ def check_classes(loss: Loss, y: Any, weights: Any, units: Callable[[], int]) ->
     this machine: a check never waits for work that is still queued. Elsewhere (a tracer, a queued
     array) the compiled sweep makes loss and gradient NaN.
     """
-    if y.dtype.kind not in "iu" or not _at_hand(y) or not (weights is None or _at_hand(weights)):
+    if y.dtype.kind not in "iu" or not at_hand(y) or not (weights is None or at_hand(weights)):
         return
     target = np.asarray(y)
     if weights is None:
@@ -99,7 +99,7 @@ def check_classes(loss: Loss, y: Any, weights: Any, units: Callable[[], int]) ->
 
 def check_tokens(network: Layer, x: Any, weights: Any) -> None:
     """Let the layers that x enters check integers in it where their values are at hand."""
-    if x.dtype.kind not in "iu" or not _at_hand(x) or not (weights is None or _at_hand(weights)):
+    if x.dtype.kind not in "iu" or not at_hand(x) or not (weights is None or at_hand(weights)):
         return
     counted = np.ones(x.shape, bool)
     if weights is not None and np.shape(weights) == x.shape[: np.ndim(weights)]:
@@ -108,7 +108,8 @@ def check_tokens(network: Layer, x: Any, weights: Any) -> None:
     network.check_values(np.asarray(x), counted)
 
 
-def _at_hand(array: Any) -> bool:
+def at_hand(array: Any) -> bool:
+    """Whether its value can be looked at now, without waiting for queued work."""
     if not isinstance(array, jax.Array):
         return True
     # Only computed arrays have is_ready: tracers, whose values don't exist yet, don't.

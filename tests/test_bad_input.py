@@ -303,8 +303,8 @@ def test_a_class_that_does_not_exist_is_welcome_where_it_does_not_count():
 
 def test_queued_work_is_not_waited_for():
     ready = jax.block_until_ready(jax.jit(lambda y: y + 5)(Y))
-    assert inputs._at_hand(ready)
-    assert inputs._at_hand(np.array(Y))
+    assert inputs.at_hand(ready)
+    assert inputs.at_hand(np.array(Y))
 
     class Queued(jax.Array):
         """A JAX array whose value is still being computed."""
@@ -315,7 +315,7 @@ def test_queued_work_is_not_waited_for():
             return False
 
     Queued.__abstractmethods__ = frozenset()
-    assert not inputs._at_hand(Queued())  # pyright: ignore[reportAbstractUsage]
+    assert not inputs.at_hand(Queued())  # pyright: ignore[reportAbstractUsage]
     seen = []
-    jax.jit(lambda y: seen.append(inputs._at_hand(y)))(Y)
+    jax.jit(lambda y: seen.append(inputs.at_hand(y)))(Y)
     assert seen == [False]

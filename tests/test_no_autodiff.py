@@ -58,6 +58,7 @@ JAX_NAMES = {
     "jax.random.bits",
     "jax.random.fold_in",
     "jax.random.key",
+    "jax.random.normal",
     "jax.random.split",
     "jax.random.uniform",
     "jax.tree.flatten",

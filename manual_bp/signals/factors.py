@@ -41,7 +41,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import accumulation_dtype
+from manual_bp.layer import Tree, accumulation_dtype
 from manual_bp.layers.embedding import add_in_order
 
 Shape = tuple[int, ...]
@@ -139,12 +139,20 @@ class Uses:
             return form.errors.ndim - 3
         return form.grads.ndim - 1 - len(form.like.shape)
 
-    def take(self, signal: Callable[..., jax.Array], *shared: jax.Array) -> jax.Array:
-        """signal(forms, *shared), for each step of a scan: axes of steps stay in front."""
-        of_forms: Callable[..., jax.Array] = signal
+    def take(
+        self, signal: Callable[..., Tree], *shared: Any, of_steps: tuple[Any, ...] = ()
+    ) -> Any:
+        """signal(forms, *shared, *of_steps), for each step of a scan: axes of steps stay in front.
+
+        Args:
+            signal: of the forms of one step.
+            shared: what all steps have in common.
+            of_steps: what each step has of its own, with axes of steps in front as the forms.
+        """
+        in_axes = (0, *[None] * len(shared), *[0] * len(of_steps))
         for _ in range(self.steps):
-            of_forms = jax.vmap(of_forms, in_axes=(0, *[None] * len(shared)))
-        return of_forms(self.forms, *shared)
+            signal = jax.vmap(signal, in_axes=in_axes)
+        return signal(self.forms, *shared, *of_steps)
 
 
 def squared_norms(forms: tuple[Form, ...]) -> jax.Array:

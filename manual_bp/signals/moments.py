@@ -1,0 +1,240 @@
+"""How the gradients of examples scatter: moments, noise scale, cosine similarities.
+
+With ḡ = 1/m Σ_i g_i, the gradient of the batch, and everything from one sweep:
+
+    second moment     1/m Σ_i g_i²                            element by element
+    variance          1/(m-1) Σ_i (g_i - ḡ)² = m/(m-1) (1/m Σ_i g_i² - ḡ²)
+    tr Σ              Σ over all elements of the variance = m/(m-1) (1/m Σ_i ‖g_i‖² - ‖ḡ‖²)
+    ‖G‖²              (m ‖ḡ‖² - 1/m Σ_i ‖g_i‖²) / (m-1)
+    noise scale       B = tr Σ / ‖G‖²
+    similarity        <g_i, g_j> / (‖g_i‖ ‖g_j‖),   and of each g_i to ḡ
+
+Derivation.  For a dense layer g_i = e_i a_iᵀ has the squares (e_i²)(a_i²)ᵀ, so that their sum is
+one contraction, as the gradient is. With g_i independent, of mean G and covariance Σ,
+
+    E‖g_i‖² = ‖G‖² + tr Σ,   E‖ḡ‖² = ‖G‖² + tr Σ / m
+
+and solved for ‖G‖² and tr Σ these are the estimates above, free of bias. B is the batch size at
+which the noise of ḡ is as long as G: below it doubling the batch nearly halves the steps needed,
+above it hardly any are saved.
+
+Ill-conditioned  where ḡ is much longer than the scatter: then the variance is a difference of
+near-equal numbers, and what rounding makes negative of it is given as 0. ‖G‖² isn't clamped: where
+the batch is too small for the noise it may come out negative, and B with it. Average tr Σ and ‖G‖²
+over steps, each by itself, before you divide.
+
+Source  McCandlish, Kaplan, Amodei et al. (2018), arXiv:1812.06162, appendix A
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.gradients import check_call
+from manual_bp.layer import Layer, Loss, Tree, accumulation_dtype
+from manual_bp.signals.factors import (
+    Uses,
+    products_with,
+    squared_norms,
+    sum_of_squares,
+    weighted_sum,
+)
+from manual_bp.signals.per_example import gradient_gram, over_factors, total_of_examples
+
+
+class Moments(NamedTuple):
+    """Each nested like params, with the shapes of params."""
+
+    mean: Tree
+    """ḡ = 1/m Σ g_i, the gradient of the batch."""
+    second_moment: Tree
+    """1/m Σ g_i², element by element, in at least float32."""
+    variance: Tree
+    """1/(m-1) Σ (g_i - ḡ)², element by element, in at least float32."""
+
+
+class GradientNoise(NamedTuple):
+    """How long the gradients of examples are, and how they scatter around their mean."""
+
+    noise_scale: jax.Array
+    """B = tr Σ / ‖G‖², in examples."""
+    trace: jax.Array
+    """tr Σ, the scatter of one example's gradient, free of bias."""
+    squared_norm: jax.Array
+    """‖G‖², of the gradient without noise, free of bias; it may be negative."""
+    norms: jax.Array
+    """(m,), ‖g_i‖."""
+    similarities: jax.Array
+    """(m,), the cosine of the angle between g_i and ḡ; 0 where one of them is 0."""
+
+
+def gradient_moments(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> Moments:
+    """Mean, second moment and variance of the gradient over examples, element by element.
+
+        1/m Σ g_i,   1/m Σ g_i²,   1/(m-1) Σ (g_i - ḡ)²
+
+    Args, Raises: as for `per_example_grads`; ValueError for fewer than two examples, too.
+
+    Returns:
+        Moments(mean, second_moment, variance), each nested like params.
+
+    Source: McCandlish et al. (2018), arXiv:1812.06162.
+
+    Example:
+        >>> params = ((jnp.zeros((2, 1)), jnp.zeros(2)),)
+        >>> moments = gradient_moments(params, jnp.array([[1.0], [3.0]]), jnp.array([0, 1]))
+        >>> mean, second, variance = (each[0][0] for each in moments)
+        >>> print(mean[0], second[0], variance[0])
+        [0.5] [1.25] [2.]
+    """
+    loss = check_call(params, x, y, weights, taken, network, loss)
+    _check_several(x)
+    return _compiled_moments(params, x, y, weights, taken, network=network, loss=loss)
+
+
+def gradient_noise(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> GradientNoise:
+    """The gradient noise scale, with the norms and similarities that it comes from.
+
+        B = tr Σ / ‖G‖²
+
+    Args, Raises: as for `gradient_moments`.
+
+    Returns:
+        GradientNoise(noise_scale, trace, squared_norm, norms, similarities).
+
+    Source: McCandlish et al. (2018), arXiv:1812.06162, appendix A.1.
+
+    Example:
+        >>> params = ((jnp.zeros((2, 1)), jnp.zeros(2)),)
+        >>> noise = gradient_noise(params, jnp.array([[1.0], [1.0], [1.0]]), jnp.array([0, 0, 1]))
+        >>> print(noise.trace, noise.squared_norm, noise.similarities)
+        1.3333334 -0.3333333 [ 1.  1. -1.]
+    """
+    loss = check_call(params, x, y, weights, taken, network, loss)
+    _check_several(x)
+    return _compiled_noise(params, x, y, weights, taken, network=network, loss=loss)
+
+
+def cosine_similarities(
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    network: Layer | None = None,
+    loss: Loss | None = None,
+    weights: Any = None,
+    **taken: Any,
+) -> jax.Array:
+    """Cosines of the angles between all pairs of the examples' gradients.
+
+        <g_i, g_j> / (‖g_i‖ ‖g_j‖);   0 where one of them is 0
+
+    Args, Raises: as for `per_example_grads`.
+
+    Returns:
+        (m, m), symmetric.
+
+    Source: Fort, Nowak, Jastrzębski & Narayanan (2019), arXiv:1901.09491.
+
+    Example:
+        >>> params = ((jnp.zeros((2, 1)), jnp.zeros(2)),)
+        >>> cosines = cosine_similarities(params, jnp.ones((2, 1)), jnp.array([0, 1]))
+        >>> print(cosines.round(3))
+        [[ 1. -1.]
+         [-1.  1.]]
+    """
+    gram = gradient_gram(params, x, y, network=network, loss=loss, weights=weights, **taken)
+    norms = jnp.sqrt(jnp.diagonal(gram))
+    return _over(gram, norms[:, None] * norms)
+
+
+_static: Callable[..., Any] = functools.partial(jax.jit, static_argnames=("network", "loss"))
+
+
+@_static
+def _compiled_moments(
+    params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
+) -> Moments:
+    m = len(x)
+
+    def of_uses(uses: Uses) -> Moments:
+        wide = accumulation_dtype(*jax.tree.leaves(uses.forms))
+        share = jnp.ones(m, wide) / jnp.asarray(m, wide)
+        mean = uses.take(weighted_sum, share)
+        second = uses.take(sum_of_squares, share)
+        scatter = jnp.maximum(second - jnp.square(mean.astype(second.dtype)), 0)
+        # bias of 1/m Σ (g_i - ḡ)²: ḡ is their own mean
+        return Moments(mean, second, scatter * m / jnp.asarray(m - 1, scatter.dtype))
+
+    found, _ = over_factors(of_uses, params, x, y, weights, taken, network, loss)
+    return Moments(
+        *(
+            jax.tree.map(
+                lambda each, name=name: each._asdict()[name],
+                found,
+                is_leaf=lambda part: isinstance(part, Moments),
+            )
+            for name in Moments._fields
+        )
+    )
+
+
+@_static
+def _compiled_noise(
+    params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
+) -> GradientNoise:
+    m = len(x)
+    found, _ = over_factors(
+        lambda uses: uses, params, x, y, weights, taken, network, loss, late=True
+    )
+    squared, along, total = [], [], []
+    for uses in jax.tree.leaves(found):
+        wide = accumulation_dtype(*jax.tree.leaves(uses.forms))
+        share = jnp.ones(m, wide) / jnp.asarray(m, wide)
+        mean = uses.take(weighted_sum, share).astype(wide)
+        squared.append(jnp.moveaxis(uses.take(squared_norms), -1, 0))
+        along.append(jnp.moveaxis(uses.take(products_with, of_steps=(mean,)), -1, 0))
+        total.append(jnp.square(mean).sum())
+    of_examples, of_mean = total_of_examples(squared), functools.reduce(jnp.add, total)
+    mean_square, others = of_examples.mean(), jnp.asarray(m - 1, of_examples.dtype)
+    trace = (mean_square - of_mean) * m / others
+    squared_norm = (m * of_mean - mean_square) / others
+    norms = jnp.sqrt(of_examples)
+    similarities = _over(total_of_examples(along), norms * jnp.sqrt(of_mean))
+    return GradientNoise(trace / squared_norm, trace, squared_norm, norms, similarities)
+
+
+def _over(products: jax.Array, lengths: jax.Array) -> jax.Array:
+    """products / lengths, 0 where a length is 0."""
+    return jnp.where(lengths == 0, 0, products / jnp.where(lengths == 0, 1, lengths))
+
+
+def _check_several(x: Any) -> None:
+    if len(x) < 2:
+        raise ValueError(
+            f"x holds {len(x)} example: how gradients scatter needs at least two. "
+            "Give a batch, examples first."
+        )

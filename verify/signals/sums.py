@@ -1,0 +1,153 @@
+"""Clipped sums, moments, noise scale: from one example's gradient at a time by jax.grad."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import manual_bp as mbp
+from manual_bp.layer import Layer, Loss
+from verify.networks import Shape
+from verify.rules import Rule
+from verify.signals.cases import objective, of_signal, one_by_one
+
+CLIP = 0.75
+"""Between the norms of the cases' gradients: some are clipped, some aren't."""
+
+DENSE = mbp.sequential(mbp.Dense(2, mbp.relu), mbp.Dense(2))
+TIED = mbp.tied(mbp.sequential(mbp.Dense(2, mbp.relu), mbp.Dense(2)), ((0, "W"), (1, "W")))
+CONV = mbp.sequential(mbp.Conv(2, 2), mbp.Flatten(), mbp.Dense(1))
+STACK = mbp.sequential(mbp.stack(mbp.Dense(2, mbp.relu), 2), mbp.Dense(1))
+TOKENS = mbp.sequential(mbp.Embedding(3, 2), mbp.Dense(2, bias=False))
+
+CASES: tuple[tuple[Layer, Loss, Shape], ...] = (
+    (DENSE, mbp.SquaredError(), (3, 2)),
+    (TIED, mbp.SquaredError(), (3, 2)),
+    (CONV, mbp.SquaredError(), (2, 3, 1)),
+    (STACK, mbp.SquaredError(), (3, 2)),
+    (TOKENS, mbp.SquaredError(), (2, 2)),
+)
+
+
+def rules() -> list[Rule]:
+    """Of every case, each signal by itself."""
+    signals: dict[str, tuple[Callable[..., Any], Callable[..., Any], bool]] = {
+        "ClippedGrads": (clipped, clipped_by_definition, False),
+        "GradientMoments": (moments, moments_by_definition, True),
+        "GradientNoise": (noise, noise_by_definition, False),
+        "CosineSimilarities": (cosines, cosines_by_definition, False),
+    }
+    return [
+        of_signal(
+            family,
+            network,
+            loss,
+            shape,
+            functools.partial(ours, network=network, loss=loss),
+            functools.partial(theirs, network=network, loss=loss),
+            exact=exact,
+            weighted=number == 1,
+        )
+        for family, (ours, theirs, exact) in signals.items()
+        for number, (network, loss, shape) in enumerate(CASES)
+    ]
+
+
+def each_by_autodiff(
+    network: Layer, loss: Loss, params: Any, x: Any, y: Any, weights: Any, taken: Any
+) -> Any:
+    """g_i, by jax.grad of each example by itself."""
+
+    def gradient(params: Any, x: Any, y: Any, weights: Any, taken: Any) -> Any:
+        return jax.grad(objective(network, loss, **taken))(params, x, y, weights)
+
+    return one_by_one(gradient, params, x, y, weights, taken)
+
+
+def in_rows(grads: Any) -> jax.Array:
+    """All parameters' gradients side by side, a row for each example."""
+    leaves = jax.tree.leaves(grads)
+    return jnp.concatenate([each.reshape(len(each), -1) for each in leaves], axis=1)
+
+
+def over(values: jax.Array, lengths: jax.Array) -> jax.Array:
+    """values / lengths, 0 where the length is."""
+    return jnp.where(lengths == 0, 0, values / jnp.where(lengths == 0, 1, lengths))
+
+
+def clipped(params: Any, x: Any, y: Any, weights: Any, **settings: Any) -> Any:
+    """What manual_bp makes of it."""
+    step = mbp.clipped_pass(params, x, y, clip=CLIP, weights=weights, **settings)
+    return {"grads": step.grads, "norms": step.norms}
+
+
+def clipped_by_definition(
+    params: Any, x: Any, y: Any, weights: Any, *, network: Layer, loss: Loss, **taken: Any
+) -> Any:
+    """Σ_i min(1, C/‖g_i‖) g_i."""
+    grads = each_by_autodiff(network, loss, params, x, y, weights, taken)
+    norms = jnp.sqrt((in_rows(grads) ** 2).sum(1))
+    shares = jnp.where(norms <= CLIP, 1, CLIP / jnp.where(norms <= CLIP, 1, norms))
+    return {
+        "grads": jax.tree.map(lambda each: jnp.tensordot(shares, each, 1), grads),
+        "norms": norms,
+    }
+
+
+def moments(params: Any, x: Any, y: Any, weights: Any, **settings: Any) -> Any:
+    """What manual_bp makes of it."""
+    return mbp.gradient_moments(params, x, y, weights=weights, **settings)._asdict()
+
+
+def moments_by_definition(
+    params: Any, x: Any, y: Any, weights: Any, *, network: Layer, loss: Loss, **taken: Any
+) -> Any:
+    """Mean, mean square, and variance over m - 1."""
+    grads = each_by_autodiff(network, loss, params, x, y, weights, taken)
+    definitions: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "mean": lambda each: each.mean(0),
+        "second_moment": lambda each: (each**2).mean(0),
+        "variance": lambda each: ((each - each.mean(0)) ** 2).sum(0) / (len(each) - 1),
+    }
+    return {name: jax.tree.map(of_each, grads) for name, of_each in definitions.items()}
+
+
+def noise(params: Any, x: Any, y: Any, weights: Any, **settings: Any) -> Any:
+    """What manual_bp makes of it, but for the ratio, whose divisor may be 0 within its bound."""
+    found = mbp.gradient_noise(params, x, y, weights=weights, **settings)
+    return found._asdict() | {"noise_scale": found.noise_scale * found.squared_norm}
+
+
+def noise_by_definition(
+    params: Any, x: Any, y: Any, weights: Any, *, network: Layer, loss: Loss, **taken: Any
+) -> Any:
+    """tr Σ over the rows' variances; ‖ḡ‖² less its noise; cosines to the mean."""
+    rows = in_rows(each_by_autodiff(network, loss, params, x, y, weights, taken))
+    mean, norms = rows.mean(0), jnp.sqrt((rows**2).sum(1))
+    trace = ((rows - mean) ** 2).sum() / (len(rows) - 1)
+    squared_norm = (mean**2).sum() - trace / len(rows)
+    return {
+        "noise_scale": trace,
+        "trace": trace,
+        "squared_norm": squared_norm,
+        "norms": norms,
+        "similarities": over(rows @ mean, norms * jnp.sqrt((mean**2).sum())),
+    }
+
+
+def cosines(params: Any, x: Any, y: Any, weights: Any, **settings: Any) -> Any:
+    """What manual_bp makes of it."""
+    return mbp.cosine_similarities(params, x, y, weights=weights, **settings)
+
+
+def cosines_by_definition(
+    params: Any, x: Any, y: Any, weights: Any, *, network: Layer, loss: Loss, **taken: Any
+) -> Any:
+    """Of the rows, each over its length."""
+    rows = in_rows(each_by_autodiff(network, loss, params, x, y, weights, taken))
+    unit = over(rows, jnp.sqrt((rows**2).sum(1, keepdims=True)))
+    return unit @ unit.T
