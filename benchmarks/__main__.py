@@ -6,7 +6,7 @@ import argparse
 import json
 import pathlib
 
-from benchmarks import attention, linear_cross_entropy, lstm, stack
+from benchmarks import attention, clipping, linear_cross_entropy, lstm, stack
 from benchmarks.measuring import show
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "lstm": lstm,
     "attention": attention,
     "linear_cross_entropy": linear_cross_entropy,
+    "clipping": clipping,
 }
 
 

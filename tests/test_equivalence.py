@@ -114,6 +114,16 @@ def test_what_is_the_same_for_a_zero_alone_is_unlisted():
         assert found == {"unlisted"}
 
 
+def test_of_a_product_both_operands_must_change_their_sign():
+    def of_itself(x):
+        turned = 3 * x
+        return turned @ turned.T
+
+    assert outcomes(of_itself, "mul", "scaled by -1") == {"even function"}
+    assert outcomes(lambda x: (3 * x) @ x.T, "mul", "scaled by -1") == {"killed"}
+    assert outcomes(of_itself, "mul", "scaled by -1", draw=zeros) == {"unlisted"}
+
+
 def test_an_odd_function_takes_no_sign_away_and_other_factors_do_not_cancel():
     assert outcomes(lambda x: (3 * x) ** 3, "mul", "scaled by -1") == {"killed"}
     assert outcomes(lambda x: (3 * x) / (1 + x * x), "mul", "scaled by 2") == {"killed"}

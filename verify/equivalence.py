@@ -158,11 +158,20 @@ def _changed(event: Vanishing) -> list[bool]:
 
 
 def _even(evidence: Evidence, events: list[Vanishing]) -> bool:
-    """The inputs change their sign and nothing else."""
+    """The inputs change their sign and nothing else; of a product, both."""
     return bool(events) and all(
         event.equation.primitive.name in EVEN
+        or (event.equation.primitive.name == "dot_general" and _negated(event))
         or (event.equation.primitive.name == "integer_pow" and event.equation.params["y"] % 2 == 0)
         for event in events
+    )
+
+
+def _negated(event: Vanishing) -> bool:
+    """Whether every operand is what it was with the other sign."""
+    return all(_changed(event)) and all(
+        not differs(after, -before, 0).any()
+        for before, after in zip(event.before, event.after, strict=True)
     )
 
 

@@ -18,6 +18,9 @@ Derivation.  <u vᵀ, x yᵀ> = tr(v uᵀ x yᵀ) = (u · x) (v · y), and the i
 argument. The Gram matrices cost S² (o + i) for each example, of S places, o errors and i inputs;
 g_i itself costs S o i. What is cheaper is chosen by the shapes, when the program is traced.
 
+Ill-conditioned  where the places of an example, or the uses of a parameter, nearly cancel: the norm
+of their sum is then a difference of large numbers.
+
 A parameter that is used in several places has a gradient that is a sum, g_i = Σ_k g_i^k: `Uses`
 holds the factors of each use. Its squared norm has the cross terms,
 
@@ -159,7 +162,9 @@ def squared_norms(forms: tuple[Form, ...]) -> jax.Array:
     """‖Σ_k g_i^k‖², (m,)."""
     own = [_inner(form, form) for form in forms]
     crossed = [2 * _inner(p, q) for n, p in enumerate(forms) for q in forms[:n]]
-    return _sum(own + crossed)
+    total = _sum(own + crossed)
+    # Where uses, or places, cancel each other, rounding may leave less than 0: no square.
+    return total if len(forms) == 1 and _has_one_place(forms[0]) else jnp.maximum(total, 0)
 
 
 def inner_products(forms: tuple[Form, ...]) -> jax.Array:
@@ -187,7 +192,7 @@ def sum_of_squares(forms: tuple[Form, ...], c: jax.Array) -> jax.Array:
     (form, *others) = forms
     if not others and isinstance(form, Each):
         return _weighted(Each(_wide(form.grads) ** 2, form.like), c)
-    if not others and isinstance(form, Outer) and form.errors.shape[1] == 1:
+    if not others and isinstance(form, Outer) and _has_one_place(form):
         squared = Outer(_wide(form.errors) ** 2, _wide(form.inputs) ** 2, form.like)
         return _weighted(squared, c)
 
@@ -202,13 +207,17 @@ def sum_of_squares(forms: tuple[Form, ...], c: jax.Array) -> jax.Array:
     return total
 
 
+def _has_one_place(form: Form) -> bool:
+    return isinstance(form, Each) or form.errors.shape[1] == 1
+
+
 def _inner(p: Form, q: Form) -> jax.Array:
     """<g_i^p, g_i^q>, (m,)."""
     if isinstance(p, Rows) and isinstance(q, Outer):
         p, q = q, p
     if isinstance(p, Outer) and isinstance(q, Outer):
         (_, s, _, o), z, i = p.errors.shape, q.errors.shape[1], p.inputs.shape[3]
-        if s == z == 1:
+        if _has_one_place(p) and _has_one_place(q):
             errors = (_wide(p.errors) * q.errors).sum(-1)
             return (errors * (_wide(p.inputs) * q.inputs).sum(-1)).sum((1, 2))
         if s * z * (o + i) < (s if p is q else s + z) * o * i:
@@ -270,6 +279,9 @@ def _weighted(form: Form, c: jax.Array) -> jax.Array:
     if isinstance(form, Each):
         return _times(form.grads, c).sum(0)
     errors = _times(form.errors, c)
+    if isinstance(form, Outer) and form.errors.shape[2] == 1:  # one matrix product
+        of_places = [each.reshape(-1, each.shape[-1]) for each in (errors, form.inputs)]
+        return form.arranged(_einsum("no,ni->oi", *of_places)[None])
     if isinstance(form, Outer):
         return form.arranged(_einsum("msgo,msgi->goi", errors, form.inputs))
     zeros = jnp.zeros(form.like.shape, errors.dtype)

@@ -167,7 +167,13 @@ def cosine_similarities(
          [-1.  1.]]
     """
     gram = gradient_gram(params, x, y, network=network, loss=loss, weights=weights, **taken)
-    norms = jnp.sqrt(jnp.diagonal(gram))
+    return cosines_of(gram)
+
+
+@jax.jit
+def cosines_of(gram: jax.Array) -> jax.Array:
+    """K_ij / √(K_ii K_jj), 0 where K_ii or K_jj is."""
+    norms = jnp.sqrt(jnp.where(jnp.eye(len(gram), dtype=bool), gram, 0).sum(1))
     return _over(gram, norms[:, None] * norms)
 
 
@@ -229,7 +235,7 @@ def _compiled_noise(
 
 def _over(products: jax.Array, lengths: jax.Array) -> jax.Array:
     """products / lengths, 0 where a length is 0."""
-    return jnp.where(lengths == 0, 0, products / jnp.where(lengths == 0, 1, lengths))
+    return jnp.where(lengths == 0, 0, products / lengths)
 
 
 def _check_several(x: Any) -> None:

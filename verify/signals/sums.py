@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import manual_bp as mbp
 from manual_bp.layer import Layer, Loss
+from manual_bp.signals.moments import cosines_of
 from verify.networks import Shape
-from verify.rules import Rule
+from verify.rules import Rule, numbers
 from verify.signals.cases import objective, of_signal, one_by_one
 
 CLIP = 0.75
@@ -39,9 +42,8 @@ def rules() -> list[Rule]:
         "ClippedGrads": (clipped, clipped_by_definition, False),
         "GradientMoments": (moments, moments_by_definition, True),
         "GradientNoise": (noise, noise_by_definition, False),
-        "CosineSimilarities": (cosines, cosines_by_definition, False),
     }
-    return [
+    of_networks = [
         of_signal(
             family,
             network,
@@ -55,6 +57,20 @@ def rules() -> list[Rule]:
         for family, (ours, theirs, exact) in signals.items()
         for number, (network, loss, shape) in enumerate(CASES)
     ]
+    return [
+        *(
+            # of no example is the gradient 0, whose cosine is 0/0 within its bounds: see the tests
+            replace(rule, draw=functools.partial(_at_random, rule))
+            if rule.family == "GradientNoise"
+            else rule
+            for rule in of_networks
+        ),
+        of_cosines(),
+    ]
+
+
+def _at_random(rule: Rule, rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
+    return rule.draw(rng, "normal")
 
 
 def each_by_autodiff(
@@ -139,15 +155,21 @@ def noise_by_definition(
     }
 
 
-def cosines(params: Any, x: Any, y: Any, weights: Any, **settings: Any) -> Any:
-    """What manual_bp makes of it."""
-    return mbp.cosine_similarities(params, x, y, weights=weights, **settings)
+def of_cosines() -> Rule:
+    """Cosines from a Gram matrix: the matrix itself is judged where it is made."""
 
+    def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
+        rows = numbers(rng, "large" if kind == "large" else "normal", (3, 2))
+        return (rows @ rows.T,)
 
-def cosines_by_definition(
-    params: Any, x: Any, y: Any, weights: Any, *, network: Layer, loss: Loss, **taken: Any
-) -> Any:
-    """Of the rows, each over its length."""
-    rows = in_rows(each_by_autodiff(network, loss, params, x, y, weights, taken))
-    unit = over(rows, jnp.sqrt((rows**2).sum(1, keepdims=True)))
-    return unit @ unit.T
+    def definition(gram: jax.Array) -> jax.Array:
+        lengths = jnp.sqrt(jnp.stack([gram[i, i] for i in range(len(gram))]))
+        return over(over(gram, lengths[:, None]), lengths)
+
+    return Rule(
+        "CosineSimilarities of a Gram matrix",
+        "CosineSimilarities",
+        lambda gram: {"dcosines": cosines_of(gram)},
+        lambda gram: {"dcosines": definition(gram)},
+        draw,
+    )
