@@ -173,7 +173,9 @@ def cosine_similarities(
 @jax.jit
 def cosines_of(gram: jax.Array) -> jax.Array:
     """K_ij / √(K_ii K_jj), 0 where K_ii or K_jj is."""
-    norms = jnp.sqrt(jnp.where(jnp.eye(len(gram), dtype=bool), gram, 0).sum(1))
+    each = jnp.arange(len(gram))
+    squared = gram.at[each, each].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    norms = jnp.sqrt(squared)
     return _over(gram, norms[:, None] * norms)
 
 

@@ -36,14 +36,29 @@ CASES: tuple[tuple[Layer, Loss, Shape], ...] = (
 )
 
 
+SMOOTH: tuple[tuple[Layer, Loss, Shape], ...] = (
+    (
+        mbp.sequential(mbp.stack(mbp.Dense(2, mbp.tanh), 2), mbp.Dense(1)),
+        mbp.SquaredError(),
+        (3, 2),
+    ),
+    (
+        mbp.tied(mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(2)), ((0, "W"), (1, "W"))),
+        mbp.SquaredError(),
+        (2, 2, 2),
+    ),
+)
+"""Where numbers are drawn at random, and of no example is the gradient 0: cosines are 0/0 there."""
+
+
 def rules() -> list[Rule]:
     """Of every case, each signal by itself."""
-    signals: dict[str, tuple[Callable[..., Any], Callable[..., Any], bool]] = {
-        "ClippedGrads": (clipped, clipped_by_definition, False),
-        "GradientMoments": (moments, moments_by_definition, True),
-        "GradientNoise": (noise, noise_by_definition, False),
+    settings = {
+        "ClippedGrads": (clipped, clipped_by_definition, CASES, False),
+        "GradientMoments": (moments, moments_by_definition, CASES, True),
+        "GradientNoise": (noise, noise_by_definition, SMOOTH, False),
     }
-    of_networks = [
+    found = [
         of_signal(
             family,
             network,
@@ -52,20 +67,16 @@ def rules() -> list[Rule]:
             functools.partial(ours, network=network, loss=loss),
             functools.partial(theirs, network=network, loss=loss),
             exact=exact,
-            weighted=number == 1,
+            weighted=cases is CASES and number == 1,
         )
-        for family, (ours, theirs, exact) in signals.items()
-        for number, (network, loss, shape) in enumerate(CASES)
+        for family, (ours, theirs, cases, exact) in settings.items()
+        for number, (network, loss, shape) in enumerate(cases)
     ]
     return [
-        *(
-            # of no example is the gradient 0, whose cosine is 0/0 within its bounds: see the tests
-            replace(rule, draw=functools.partial(_at_random, rule))
-            if rule.family == "GradientNoise"
-            else rule
-            for rule in of_networks
-        ),
-        of_cosines(),
+        replace(rule, draw=functools.partial(_at_random, rule))
+        if rule.family == "GradientNoise"
+        else rule
+        for rule in (*found, of_cosines())
     ]
 
 
