@@ -101,5 +101,14 @@ from manual_bp.signals.per_example import gradient_gram as gradient_gram
 from manual_bp.signals.per_example import per_example_grads as per_example_grads
 from manual_bp.signals.per_example import per_example_norms as per_example_norms
 from manual_bp.signals.per_example import per_example_squared_norms as per_example_squared_norms
+from manual_bp.signals.transport import TransportedPass as TransportedPass
+from manual_bp.signals.transport import transported_grads as transported_grads
+from manual_bp.signals.transport import transported_pass as transported_pass
+from manual_bp.signals.transport_contract import Transport as Transport
+from manual_bp.signals.transport_direct import DirectFeedbackAlignment as DirectFeedbackAlignment
+from manual_bp.signals.transport_rules import FeedbackAlignment as FeedbackAlignment
+from manual_bp.signals.transport_rules import NoisyErrors as NoisyErrors
+from manual_bp.signals.transport_rules import QuantizedErrors as QuantizedErrors
+from manual_bp.signals.transport_rules import SignSymmetry as SignSymmetry
 
 __version__ = "0.1.0"

@@ -217,6 +217,8 @@ class Sweep(NamedTuple):
     dloss_params: Tree
     residuals: Tree
     weights: jax.Array
+    error: jax.Array
+    """The first error, ∂J/∂prediction: where another walk over the same residuals starts."""
 
 
 def sweep(
@@ -264,8 +266,9 @@ def sweep(
     weights = weights.astype(dtype)
     values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
     total = jnp.where(weights == 0, 0, weights * values).sum()
-    seen, dx = network.walk(visit, dprediction.astype(prediction.dtype), params, residuals)
-    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights)
+    error = dprediction.astype(prediction.dtype)
+    seen, dx = network.walk(visit, error, params, residuals)
+    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
 
 
 def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer, Tree, Tree]:
