@@ -204,9 +204,10 @@ def _compiled(
         "prediction": true.prediction,
         "grads": close_params(grads, (), params, network, loss),
         "true_grads": close_params(true_grads, (), params, network, loss),
-        "angles": _angles(network, grads, true_grads, network.gather(numbers)),
         "observed": network.observe(true.residuals),
     }
+    if "angles" in wanted:
+        fields["angles"] = _angles(network, grads, true_grads, network.gather(numbers))
     return tuple(fields[name] for name in wanted)
 
 

@@ -198,12 +198,11 @@ class NoisyErrors(Transport):
         dparams, dx = layer.backward(params, residuals, dout)
         wide = dx.astype(accumulation_dtype(dx))
         rms = jnp.sqrt(jnp.square(wide).mean(tuple(range(1, dx.ndim)), keepdims=True))
-        return dparams, (wide + self.scale * rms * gaussian(carried.key, wide)).astype(dx.dtype)
+        return dparams, (wide + self.scale * rms * self.noise(carried.key, wide)).astype(dx.dtype)
 
-
-def gaussian(key: Any, like: jax.Array) -> jax.Array:
-    """ξ ~ N(0, I)."""
-    return jax.random.normal(key, like.shape, like.dtype)
+    def noise(self, key: Any, like: jax.Array) -> jax.Array:
+        """ξ: independent normal numbers of mean 0 and variance 1, in the shape of `like`."""
+        return jax.random.normal(key, like.shape, like.dtype)
 
 
 def _signs(W: jax.Array) -> jax.Array:

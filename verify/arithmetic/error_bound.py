@@ -259,6 +259,26 @@ def _sign(params: Any, a: Bounded) -> Bounded:
     return Bounded(np.sign(a.value), np.where(doubtful, 2.0, 0.0))
 
 
+def _step(function: np.ufunc) -> Primitive:
+    """A step function: exact where no step lies within the bound, else as far as they reach."""
+
+    def primitive(params: Any, a: Bounded) -> Bounded:
+        value = function(a.value)
+        low, high = function(a.value - a.bound), function(a.value + a.bound)
+        return Bounded(value, np.maximum(value - low, high - value))
+
+    return primitive
+
+
+def _atan2(params: Any, a: Bounded, b: Bounded) -> Bounded:
+    """The gradient has length 1/r; beyond the half-axis b < 0 the angle begins anew."""
+    reach = a.bound + b.bound
+    nearest = np.hypot(a.value, b.value) - reach
+    anew = (b.value - b.bound < 0) & (np.abs(a.value) <= a.bound) & (a.bound > 0)
+    spread = np.where(reach > 0, reach * _inverse(nearest), 0)
+    return _rounded(np.arctan2(a.value, b.value), np.where(anew, np.inf, spread), 2 * LIBRARY_ULPS)
+
+
 def _overlap(a: Bounded, b: Bounded) -> np.ndarray:
     """Where rounding may turn a comparison.
 
@@ -424,6 +444,9 @@ PRIMITIVES: dict[str, Primitive] = {
     "neg": lambda params, a: Bounded(-a.value, a.bound),
     "abs": lambda params, a: Bounded(np.abs(a.value), a.bound),
     "sign": _sign,
+    "floor": _step(np.floor),
+    "round": _step(np.round),
+    "atan2": _atan2,
     "max": _extreme(np.maximum),
     "min": _extreme(np.minimum),
     "clamp": lambda params, low, a, high: Bounded(

@@ -67,12 +67,16 @@ class Multiprecision(Arithmetic):
 
         zero: Any = m.mpf(0)
         power = np.frompyfunc(m.power, 2, 1)
+        atan2 = np.frompyfunc(m.atan2, 2, 1)
         self.primitives = {  # pyright: ignore[reportAttributeAccessIssue]
             **EXACT,
             "reduce_sum": lambda params, a: elements(
                 np.sum(a, axis=tuple(params["axes"]), initial=zero)
             ),
             "sign": each(m.sign),
+            "floor": each(m.floor),
+            "round": each(m.nint),
+            "atan2": lambda params, a, b: elements(atan2(a, b)),
             "is_finite": lambda params, a: np.asarray(np.frompyfunc(m.isfinite, 1, 1)(a), bool),
             "sqrt": each(m.sqrt),
             "rsqrt": each(lambda a: 1 / m.sqrt(a)),

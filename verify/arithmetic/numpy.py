@@ -47,6 +47,9 @@ PRIMITIVES: dict[str, Primitive] = {
     "neg": lambda params, a: -a,
     "abs": lambda params, a: np.abs(a),
     "sign": lambda params, a: np.sign(a),
+    "floor": lambda params, a: np.floor(a),
+    "round": lambda params, a: np.round(a),  # ties to even, which is what jnp.round asks for
+    "atan2": lambda params, a, b: np.arctan2(a, b),
     "max": lambda params, a, b: np.maximum(a, b),
     "min": lambda params, a, b: np.minimum(a, b),
     "clamp": lambda params, low, a, high: np.clip(a, low, high),

@@ -24,6 +24,8 @@ def _number(value: float) -> Any:
 _lift = np.frompyfunc(_number, 1, 1)
 _finite = np.frompyfunc(lambda a: isinstance(a, Fraction) or math.isfinite(a), 1, 1)
 _sign = np.frompyfunc(lambda a: Fraction((a > 0) - (a < 0)), 1, 1)
+_floor = np.frompyfunc(lambda a: Fraction(math.floor(a)), 1, 1)
+_nearest = np.frompyfunc(lambda a: Fraction(round(a)), 1, 1)
 _power = np.frompyfunc(lambda a, y: a**y, 2, 1)
 
 
@@ -102,6 +104,8 @@ PRIMITIVES: dict[str, Primitive] = {
     **EXACT,
     "reduce_sum": total,
     "sign": lambda params, a: elements(_sign(a)),
+    "floor": lambda params, a: elements(_floor(a)),
+    "round": lambda params, a: elements(_nearest(a)),
     "is_finite": lambda params, a: np.asarray(_finite(a), bool),
 }
 PRIMITIVES |= over_windows(PRIMITIVES)
