@@ -104,6 +104,7 @@ from manual_bp.signals.per_example import per_example_squared_norms as per_examp
 from manual_bp.signals.transport import TransportedPass as TransportedPass
 from manual_bp.signals.transport import transported_grads as transported_grads
 from manual_bp.signals.transport import transported_pass as transported_pass
+from manual_bp.signals.transport_contract import Carried as Carried
 from manual_bp.signals.transport_contract import Transport as Transport
 from manual_bp.signals.transport_direct import DirectFeedbackAlignment as DirectFeedbackAlignment
 from manual_bp.signals.transport_rules import FeedbackAlignment as FeedbackAlignment

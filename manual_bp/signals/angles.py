@@ -65,13 +65,10 @@ def _direction(parts: list[jax.Array], lead: int) -> list[jax.Array]:
     rows = [part.reshape(*part.shape[:lead], -1) for part in parts]
     rows = [row.astype(accumulation_dtype(row)) for row in rows]
     largest = functools.reduce(jnp.maximum, (jnp.abs(row).max(-1, initial=0) for row in rows))
-    rows = _divided(rows, largest)
-    return _divided(rows, _length(rows))
-
-
-def _divided(rows: list[jax.Array], by: jax.Array) -> list[jax.Array]:
-    by = jnp.where(by == 0, 1, by)[..., None]
-    return [row / by for row in rows]
+    largest = jnp.maximum(largest, jnp.finfo(largest.dtype).tiny)  # that of zeros: not 0 / 0
+    rows = [row / largest[..., None] for row in rows]
+    length = jnp.maximum(_length(rows), 1)  # it is 1 or more, but for zeros
+    return [row / length[..., None] for row in rows]
 
 
 def _length(rows: list[jax.Array]) -> jax.Array:

@@ -106,8 +106,8 @@ def transported_pass(
         >>> feedback = rule.init(jax.random.key(1), params, x, network=network)
         >>> step = transported_pass(
         ...     params, x, y, transport=rule, feedback=feedback, network=network)
-        >>> step.grads[0].W.shape, len(step.angles), float(step.angles[1])
-        ((5, 2), 2, 0.0)
+        >>> step.grads[0].W.shape, len(step.angles), bool(step.angles[1] < 1e-4)
+        ((5, 2), 2, True)
     """
     wanted = TransportedPass._fields
     given = (params, x, y, network, loss, weights, taken)

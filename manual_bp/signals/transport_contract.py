@@ -73,9 +73,9 @@ def matrices(layer: Layer) -> tuple[str, ...]:
         return ()
     if type(layer) not in MATRICES:
         raise TypeError(
-            f"{layer!r}: how an error is carried through a {type(layer).__name__} isn't defined. "
-            "Say which fields of its params are matrices whose transposes its backward multiplies "
-            f"errors by, () for none: manual_bp.signals.transport_contract.MATRICES["
+            f"{layer!r}: how an error is carried through a layer of this kind isn't defined. Say "
+            "which fields of its params are matrices whose transposes its backward multiplies "
+            "errors by, () for none: manual_bp.signals.transport_contract.MATRICES["
             f'{type(layer).__name__}] = ("W",)'
         )
     return MATRICES[type(layer)]

@@ -168,7 +168,7 @@ class QuantizedErrors(Transport):
         else:
             below = jnp.floor(t)
             bits = jax.random.bits(key, v.shape, jnp.uint32)
-            steps = below + (bits.astype(t.dtype) / 2**32 < t - below)
+            steps = below + (bits.astype(t.dtype) / 2.0**32 < t - below)
         return (steps / n * s).astype(v.dtype)
 
 
