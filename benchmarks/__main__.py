@@ -6,7 +6,14 @@ import argparse
 import json
 import pathlib
 
-from benchmarks import attention, clipping, linear_cross_entropy, lstm, stack
+from benchmarks import (
+    attention,
+    clipping,
+    diagnostics,
+    linear_cross_entropy,
+    lstm,
+    stack,
+)
 from benchmarks.measuring import show
 
 BENCHMARKS = {
@@ -15,6 +22,7 @@ BENCHMARKS = {
     "attention": attention,
     "linear_cross_entropy": linear_cross_entropy,
     "clipping": clipping,
+    "diagnostics": diagnostics,
 }
 
 
