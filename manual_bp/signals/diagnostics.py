@@ -294,7 +294,6 @@ def _compiled(
     network, tree, loss_params = open_params(params, network, loss)
     step = sweep(visit, network, loss, tree, loss_params, x, y, weights, taken)
     dparams = network.gather(_dparams(network, step.seen))
-    grads = loss.repay(dparams, step.dloss_params)
     named = {
         f"{name}{place}": value
         for place, _, (seen,) in _layers(network, step.seen)
