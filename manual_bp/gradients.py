@@ -207,6 +207,10 @@ def predict(params: Tree, x: Any, *, network: Layer | None = None, **taken: Any)
     return _compiled_forward(params, x, taken, network=network)
 
 
+Unweighted = Callable[[tuple[int, ...], Any, jax.Array | None], jax.Array]
+"""unweighted(shape, dtype, counts) -> the weights where none are given."""
+
+
 class Sweep(NamedTuple):
     """What one sweep with any visit yields."""
 
@@ -232,7 +236,7 @@ def sweep(
     weights: jax.Array | None,
     taken: dict[str, Any],
     *,
-    unweighted: Callable[[tuple[int, ...], Any, jax.Array | None], jax.Array] | None = None,
+    unweighted: Unweighted | None = None,
 ) -> Sweep:
     """Forward, first error, and the walk back with this visit: what is compiled everywhere.
 
@@ -241,15 +245,14 @@ def sweep(
         network, loss: what is computed.
         params, loss_params: as `open_params` returns them.
         x, y, weights, taken: as for `manual_pass`.
-        unweighted: makes the weights where none are given, unweighted(shape, dtype, counts); by
-            default those of the mean.
+        unweighted: makes the weights where none are given; by default those of the mean.
 
     Returns:
         Sweep, with what was seen nested like the network.
     """
     check_batch(x, y)
     if weights is not None:
-        x = _without_idle_spoilers(network, x, weights)
+        x = without_idle_spoilers(network, x, weights)
         taken = {
             name: _of_examples_that_count(value, weights)
             if name in network.differentiates
@@ -257,6 +260,21 @@ def sweep(
             for name, value in taken.items()
         }
     prediction, residuals = network.forward(params, x, **taken)
+    weights = weights_of(loss, prediction, y, weights, unweighted)
+    values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
+    total = jnp.where(weights == 0, 0, weights * values).sum()
+    seen, dx = network.walk(visit, dprediction.astype(prediction.dtype), params, residuals)
+    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights)
+
+
+def weights_of(
+    loss: Loss,
+    prediction: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    unweighted: Unweighted | None = None,
+) -> jax.Array:
+    """The weight of each prediction, by default that of the mean; targets and weights checked."""
     loss.check(prediction, y)
     expected = prediction.shape[:-1]
     dtype = accumulation_dtype(prediction)
@@ -269,6 +287,7 @@ def sweep(
     error = dprediction.astype(prediction.dtype)
     seen, dx = network.walk(visit, error, params, residuals)
     return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
+    return weights.astype(dtype)
 
 
 def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer, Tree, Tree]:
@@ -392,7 +411,7 @@ def _mean_weights(shape: tuple[int, ...], dtype: Any, counts: jax.Array | None) 
     return counted / jnp.maximum(counted.sum(), 1)
 
 
-def _without_idle_spoilers(network: Layer, x: jax.Array, weights: jax.Array) -> jax.Array:
+def without_idle_spoilers(network: Layer, x: jax.Array, weights: jax.Array) -> jax.Array:
     """x, with 0 for what can't be read in examples of weight 0: in dW, 0 * NaN would be NaN."""
     if x.shape[: weights.ndim] != weights.shape:
         return x

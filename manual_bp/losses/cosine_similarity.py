@@ -65,14 +65,14 @@ class CosineSimilarity(Loss):
 
     def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
         dtype = accumulation_dtype(prediction)
-        a_unit, _, _ = self._unit(prediction.astype(dtype))
-        y_unit, _, _ = self._unit(target.astype(dtype))
+        a_unit, _, _ = self.unit(prediction.astype(dtype))
+        y_unit, _, _ = self.unit(target.astype(dtype))
         return 1 - (a_unit * y_unit).sum(-1)
 
     def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
         dtype = accumulation_dtype(prediction)
-        a_unit, length, free = self._unit(prediction.astype(dtype))
-        y_unit, _, _ = self._unit(target.astype(dtype))
+        a_unit, length, free = self.unit(prediction.astype(dtype))
+        y_unit, _, _ = self.unit(target.astype(dtype))
         along = (a_unit * y_unit).sum(-1, keepdims=True) * a_unit
         if free is not None:
             along = jnp.where(free, along, 0)
@@ -81,7 +81,7 @@ class CosineSimilarity(Loss):
     def check(self, prediction: Any, target: Any) -> None:
         check_same_shape(self, prediction, target)
 
-    def _unit(self, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    def unit(self, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """v/|v|_ε; |v|_ε (..., 1); whether |v| > √ε (..., 1), None where that goes without saying.
 
         With ε = 0 a zero vector is infinitely long: so its unit vector and its error are 0.

@@ -36,7 +36,7 @@ from manual_bp.layer import Loss, accumulation_dtype
 from manual_bp.losses._targets import check_same_shape
 
 
-class _Terms(NamedTuple):
+class Terms(NamedTuple):
     """The formula's quantities, (..., n) each."""
 
     y: jax.Array
@@ -78,11 +78,11 @@ class Focal(Loss):
             raise ValueError(f"Focal: gamma must be 0 or more, and finite, got {self.gamma!r}.")
 
     def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        terms = self._terms(prediction, target)
+        terms = self.terms(prediction, target)
         return (terms.scale * terms.cross_entropy).sum(-1)
 
     def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        y, log_p, log_q, log_w, cross_entropy, scale = self._terms(prediction, target)
+        y, log_p, log_q, log_w, cross_entropy, scale = self.terms(prediction, target)
         of_cross_entropy = (1 - y) * jnp.exp(log_p) - y * jnp.exp(log_q)
         pq_over_w = jnp.exp(log_p + log_q - log_w)
         return scale * (of_cross_entropy + self.gamma * (1 - 2 * y) * pq_over_w * cross_entropy)
@@ -90,7 +90,7 @@ class Focal(Loss):
     def check(self, prediction: Any, target: Any) -> None:
         check_same_shape(self, prediction, target)
 
-    def _terms(self, prediction: jax.Array, target: jax.Array) -> _Terms:
+    def terms(self, prediction: jax.Array, target: jax.Array) -> Terms:
         z = prediction.astype(accumulation_dtype(prediction))
         y = target.astype(z.dtype)
         rest = jnp.log1p(jnp.exp(-jnp.abs(z)))
@@ -102,4 +102,4 @@ class Focal(Loss):
             alpha = jnp.asarray(self.alpha, z.dtype)
             scale *= alpha * y + (1 - alpha) * (1 - y)
         cross_entropy = -y * log_p - (1 - y) * log_q
-        return _Terms(y, log_p, log_q, log_w, cross_entropy, scale)
+        return Terms(y, log_p, log_q, log_w, cross_entropy, scale)

@@ -79,20 +79,20 @@ class SoftmaxCrossEntropy(Loss):
         return jax.nn.softmax(prediction, axis=-1)
 
     def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        y, counts, valid = self._distribution(prediction, target)
+        y, counts, valid = self.distribution(prediction, target)
         z = prediction.astype(y.dtype)
         shifted = z - _finite_max(z)
         log_p = shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
         value = -jnp.where(y == 0, 0, y * log_p).sum(-1)
-        return _poison(value, counts, valid)
+        return poison(value, counts, valid)
 
     def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        y, counts, valid = self._distribution(prediction, target)
+        y, counts, valid = self.distribution(prediction, target)
         z = prediction.astype(y.dtype)
         exponentials = jnp.exp(z - _finite_max(z))
         p = exponentials / exponentials.sum(-1, keepdims=True)
         total = 1 if is_classes(prediction, target) else y.sum(-1, keepdims=True)
-        return _poison(p * total - y, counts, valid)
+        return poison(p * total - y, counts, valid)
 
     def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
         if self.ignored_class is None or not is_classes(prediction, target):
@@ -113,7 +113,7 @@ class SoftmaxCrossEntropy(Loss):
         advice = "" if self.ignored_class is not None else " or name it as ignored_class"
         check_classes_exist(self, units, target, counted, self.ignored_class, advice)
 
-    def _distribution(
+    def distribution(
         self, prediction: jax.Array, target: jax.Array
     ) -> tuple[jax.Array, jax.Array | bool, jax.Array | bool]:
         """Targets as y (..., C) after smoothing, which predictions count, which are valid."""
@@ -143,7 +143,7 @@ def _finite_max(z: jax.Array) -> jax.Array:
     return jnp.where(top == -jnp.inf, 0, top)
 
 
-def _poison(values: jax.Array, counts: jax.Array | bool, valid: jax.Array | bool) -> jax.Array:
+def poison(values: jax.Array, counts: jax.Array | bool, valid: jax.Array | bool) -> jax.Array:
     """Values, 0 where a prediction doesn't count, NaN where its class doesn't exist."""
     if valid is not True:
         values = jnp.where(_like(valid, values), values, jnp.nan)
