@@ -48,11 +48,11 @@ class MulticlassHinge(Loss):
     """
 
     def value(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        t, _, valid = self.margins(prediction, target)
+        t, _, valid = self._margins(prediction, target)
         return jnp.where(valid[..., 0], t.max(-1), jnp.nan)
 
     def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
-        t, own, valid = self.margins(prediction, target)
+        t, own, valid = self._margins(prediction, target)
         largest = (t == t.max(-1, keepdims=True)).astype(t.dtype)
         s = largest / largest.sum(-1, keepdims=True)
         return jnp.where(valid, s - own.astype(t.dtype), jnp.nan)
@@ -63,7 +63,7 @@ class MulticlassHinge(Loss):
     def check_target(self, units: int, target: Any, counted: Any) -> None:
         check_classes_exist(self, units, target, counted)
 
-    def margins(
+    def _margins(
         self, prediction: jax.Array, target: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """t (..., C), which classes are the right ones (..., C), which exist (..., 1)."""

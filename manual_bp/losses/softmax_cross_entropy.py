@@ -88,9 +88,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def error(self, prediction: jax.Array, target: jax.Array) -> jax.Array:
         y, counts, valid = self.distribution(prediction, target)
-        z = prediction.astype(y.dtype)
-        exponentials = jnp.exp(z - _finite_max(z))
-        p = exponentials / exponentials.sum(-1, keepdims=True)
+        p = softmax(prediction.astype(y.dtype))
         total = 1 if is_classes(prediction, target) else y.sum(-1, keepdims=True)
         return poison(p * total - y, counts, valid)
 
@@ -135,6 +133,12 @@ class SoftmaxCrossEntropy(Loss):
             share = jnp.asarray(self.label_smoothing, dtype)
             y = (1 - share) * y + share * total / units
         return y, counts, valid
+
+
+def softmax(z: jax.Array) -> jax.Array:
+    """p, the probability of each class."""
+    exponentials = jnp.exp(z - _finite_max(z))
+    return exponentials / exponentials.sum(-1, keepdims=True)
 
 
 def _finite_max(z: jax.Array) -> jax.Array:

@@ -72,7 +72,7 @@ from manual_bp.losses.log_cosh import LogCosh
 from manual_bp.losses.multiclass_hinge import MulticlassHinge
 from manual_bp.losses.poisson_negative_log_likelihood import PoissonNegativeLogLikelihood
 from manual_bp.losses.sigmoid_binary_cross_entropy import SigmoidBinaryCrossEntropy
-from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy, poison
+from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy, poison, softmax
 from manual_bp.losses.squared_error import SquaredError
 
 
@@ -180,14 +180,7 @@ def _of_units(curvature: Callable[..., jax.Array], convex: bool = True) -> Curva
 
 
 def _flat(loss: Loss, prediction: jax.Array, target: jax.Array) -> jax.Array:
-    return jnp.zeros_like(prediction)
-
-
-def _of_multiclass_hinge(
-    loss: MulticlassHinge, prediction: jax.Array, target: jax.Array
-) -> jax.Array:
-    _, _, exists = loss.margins(prediction, target)
-    return jnp.where(exists, jnp.zeros_like(prediction), jnp.nan)
+    return 0 * loss.error(prediction, target)  # NaN where a class doesn't exist
 
 
 def _of_squared_error(loss: SquaredError, a: jax.Array, y: jax.Array) -> jax.Array:
@@ -228,7 +221,7 @@ def _softmax(
         if is_classes(prediction, target)
         else target.astype(prediction.dtype).sum(-1, keepdims=True)
     )
-    return loss.activate(prediction), total
+    return softmax(prediction), total
 
 
 def _softmax_product(
@@ -272,7 +265,7 @@ CURVATURES: dict[type[Loss], Curvature] = {
     PoissonNegativeLogLikelihood: _of_units(_of_poisson),
     KLDivergence: _of_units(_flat),
     Hinge: _of_units(_flat),
-    MulticlassHinge: _of_units(_of_multiclass_hinge),
+    MulticlassHinge: _of_units(_flat),
     Focal: _of_units(_of_focal, convex=False),
     CosineSimilarity: Curvature(_cosine_product, None),
 }
