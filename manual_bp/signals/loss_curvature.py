@@ -180,7 +180,12 @@ def _of_units(curvature: Callable[..., jax.Array], convex: bool = True) -> Curva
 
 
 def _flat(loss: Loss, prediction: jax.Array, target: jax.Array) -> jax.Array:
-    return 0 * loss.error(prediction, target)  # NaN where a class doesn't exist
+    return jnp.zeros_like(prediction)
+
+
+def _flat_of_classes(loss: Loss, prediction: jax.Array, target: jax.Array) -> jax.Array:
+    exists = (target[..., None] == jnp.arange(prediction.shape[-1])).any(-1, keepdims=True)
+    return 0 * jnp.where(exists, jnp.ones_like(prediction), jnp.nan)
 
 
 def _of_squared_error(loss: SquaredError, a: jax.Array, y: jax.Array) -> jax.Array:
@@ -265,7 +270,7 @@ CURVATURES: dict[type[Loss], Curvature] = {
     PoissonNegativeLogLikelihood: _of_units(_of_poisson),
     KLDivergence: _of_units(_flat),
     Hinge: _of_units(_flat),
-    MulticlassHinge: _of_units(_flat),
+    MulticlassHinge: _of_units(_flat_of_classes),
     Focal: _of_units(_of_focal, convex=False),
     CosineSimilarity: Curvature(_cosine_product, None),
 }

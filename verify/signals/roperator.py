@@ -71,19 +71,34 @@ CASES: tuple[tuple[Layer, Loss, Shape, bool], ...] = (
 )
 """Networks, losses, shapes of x, and whether weights are given."""
 
+LOSSES: tuple[Loss, ...] = (
+    mbp.SquaredError(),
+    mbp.Huber(),
+    mbp.Huber(0.5),
+    mbp.LogCosh(),
+    mbp.AbsoluteError(),
+    mbp.SoftmaxCrossEntropy(),
+    mbp.SoftmaxCrossEntropy(label_smoothing=0.1),
+    mbp.SoftmaxCrossEntropy(ignored_class=-1),
+    mbp.SigmoidBinaryCrossEntropy(),
+    mbp.PoissonNegativeLogLikelihood(),
+    mbp.KLDivergence(),
+    mbp.Hinge(),
+    mbp.MulticlassHinge(),
+    mbp.Focal(),
+    mbp.Focal(alpha=0.75, gamma=0.5),
+    mbp.CosineSimilarity(),
+)
+"""Every kind of loss that has a Hessian, at settings whose kinks are met."""
+
 
 def rules() -> list[Rule]:
     """Of every case both products, of every loss its Hessian, of every activation g''."""
-    losses = [loss for kind in CURVATURES for loss in _samples(kind)]
     return [
         *(of_products(*case) for case in CASES),
-        *map(of_loss_product, losses),
+        *map(of_loss_product, LOSSES),
         # bounds can't judge MulticlassHinge, and fractions have no roots
-        *(
-            of_loss_factor(each)
-            for each in losses
-            if CURVATURES[type(each)].factor and bounded(each)
-        ),
+        *(of_loss_factor(each) for each in LOSSES if is_convex(each) and bounded(each)),
         *(of_curvature(activation) for kind in OF_JAX for activation in _settings(kind)),
     ]
 
@@ -154,7 +169,7 @@ def of_loss_product(loss: Loss, shape: Shape = (2, 3)) -> Rule:
         return {"dHv": hessian_vector(loss, prediction, target, v)}
 
     def theirs(prediction: Any, target: Any, v: Any) -> dict[str, Any]:
-        return {"dHv": _times(loss, prediction, target, v)}
+        return {"dHv": times(loss, prediction, target, v)}
 
     rule = of_loss(loss, shape)
 
@@ -174,16 +189,17 @@ def of_loss_product(loss: Loss, shape: Shape = (2, 3)) -> Rule:
 
 
 def of_loss_factor(loss: Loss, shape: Shape = (2, 3)) -> Rule:
-    """Σ s sᵀ of a loss that is convex in its prediction."""
+    """The s_k: roots of a diagonal H; √(Y p_k) ∂log p_k/∂z for softmax cross-entropy."""
 
     def ours(prediction: Any, target: Any) -> dict[str, Any]:
-        factor = hessian_factor(loss, prediction, target)
-        return {"dH": jnp.einsum("k...i,k...j->i...j", factor, factor)}
+        return {"dS": hessian_factor(loss, prediction, target)}
 
     def theirs(prediction: Any, target: Any) -> dict[str, Any]:
+        if isinstance(loss, mbp.SoftmaxCrossEntropy):
+            return {"dS": _of_log_softmax(loss, prediction, target)}
         units = jnp.eye(shape[-1], dtype=prediction.dtype)
         each = [jnp.broadcast_to(unit, prediction.shape) for unit in units]
-        return {"dH": jnp.stack([_times(loss, prediction, target, v) for v in each])}
+        return {"dS": jnp.sqrt(jnp.stack([times(loss, prediction, target, v) for v in each]))}
 
     rule = of_loss(loss, shape)
     return Rule(
@@ -195,7 +211,18 @@ def of_loss_factor(loss: Loss, shape: Shape = (2, 3)) -> Rule:
     )
 
 
-def _times(loss: Loss, prediction: Any, target: Any, v: Any) -> Any:
+def _of_log_softmax(loss: mbp.SoftmaxCrossEntropy, z: Any, target: Any) -> Any:
+    mask = specs.of_loss(loss).counts(loss, target)
+    total = target.sum(-1) if target.shape == z.shape else jnp.ones(z.shape[:-1])
+    total = total if mask is None else jnp.where(mask, total, 0)
+    found = []
+    for k in range(z.shape[-1]):
+        slope = jax.grad(lambda each, k=k: jax.nn.log_softmax(each)[..., k].sum())(z)
+        found.append(jnp.sqrt(total * jax.nn.softmax(z)[..., k])[..., None] * slope)
+    return jnp.stack(found)
+
+
+def times(loss: Loss, prediction: Any, target: Any, v: Any) -> Any:
     """H v as the derivative of jax.grad."""
     total = lambda each: of_value(loss, each, target).sum()  # noqa: E731
     return jax.jvp(jax.grad(total), (prediction,), (v,))[1]
@@ -228,17 +255,14 @@ def of_z(activation: Activation, z: Any) -> Any:
     return OF_JAX[type(activation)](activation, z)
 
 
+def is_convex(loss: Loss) -> bool:
+    """Whether its Hessian has factors."""
+    return CURVATURES[type(loss)].factor is not None
+
+
 def bounded(loss: Loss) -> bool:
     """Whether error bounds can judge it."""
     return "L4 bounds" not in specs.of_loss(loss).omitted
-
-
-def _samples(kind: type[Loss]) -> tuple[Loss, ...]:
-    """Of the specs; of Huber those whose kinks are met."""
-    if kind is mbp.Huber:
-        return mbp.Huber(), mbp.Huber(0.5)
-    (spec,) = [spec for spec in specs.losses() if spec.loss is kind]
-    return spec.samples
 
 
 def _settings(kind: Any) -> list[Activation]:
