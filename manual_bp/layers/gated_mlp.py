@@ -115,17 +115,23 @@ class GatedMLP(Layer):
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
-        x, z, u = residuals
-        a, kept = self.activation.forward((), z)
-        dh = dout @ params.W_down
-        du = dh * a
-        _, dz = self.activation.backward((), kept, dh * u)
+        x, (dz, du, h) = residuals.x, self.errors(params, residuals, dout)
         dparams = Params(
             outer_over_examples(dz, x, like=params.W_gate),
             outer_over_examples(du, x, like=params.W_up),
-            outer_over_examples(dout, a * u, like=params.W_down),
+            outer_over_examples(dout, h, like=params.W_down),
         )
         return dparams, (dz @ params.W_gate + du @ params.W_up).astype(x.dtype)
+
+    def errors(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """dZ and dU, and H again, which dW_down needs; (..., n) each."""
+        _, z, u = residuals
+        a, kept = self.activation.forward((), z)
+        dh = dout @ params.W_down
+        _, dz = self.activation.backward((), kept, dh * u)
+        return dz, dh * a, a * u
 
     def _shapes(self, features: int) -> tuple[tuple[int, int], ...]:
         """Those of the params."""

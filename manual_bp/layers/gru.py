@@ -173,9 +173,27 @@ class GRU(Recurrent):
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, Tree]]:
-        x, real, before, arguments, first, final = residuals
+        x, real, before, _, first, _ = residuals
         W, U, b, c = params
         gates = 2 * self.features  # of r and z: there dp and dq are the same
+        dp, dq_n, dh = self.errors(params, residuals, dout)
+        dW = outer_over_examples(dp, time_first(x, real), like=W)
+        dU_gates = outer_over_examples(dp[..., :gates], before, like=U[:gates])
+        dU_n = outer_over_examples(dq_n, before, like=U[gates:])
+        db = sum_over_examples(dp).astype(b.dtype)
+        dc = sum_over_examples(dq_n).astype(c.dtype)
+        dx = time_first(dp @ W).astype(x.dtype)
+        dparams = Params(dW, jnp.concatenate([dU_gates, dU_n]), db, dc)
+        return dparams, dx, self.taken(dh.astype(first.dtype))
+
+    def errors(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """dp_t and dq_n of all steps, (T, m, 3n) and (T, m, n), and dh_0, (m, n).
+
+        dq is dp for r and z, and dq_n for n.
+        """
+        _, real, before, arguments, _, final = residuals
 
         def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             dout, before, arguments, real = at
@@ -188,20 +206,13 @@ class GRU(Recurrent):
             dp = where_real(real, dp, jnp.zeros_like(dp))
             dq_n = dp_n * sigmoid.value(of_r)
             dq = jnp.concatenate([dp_r, dp_z, dq_n], axis=-1).astype(before.dtype)
-            return where_real(real, sigmoid.value(of_z) * dh + dq @ U, dh), dp
+            return where_real(real, sigmoid.value(of_z) * dh + dq @ params.U, dh), dp
 
-        errors = (time_first(dout), before, arguments, real)
-        dh, dp = jax.lax.scan(step, jnp.zeros_like(final), errors, reverse=not self.reverse)
+        each = (time_first(dout), before, arguments, real)
+        dh, dp = jax.lax.scan(step, jnp.zeros_like(final), each, reverse=not self.reverse)
         r = sigmoid.value(arguments[0].astype(dh.dtype)).astype(dp.dtype)
-        dq_n = dp[..., gates:] * r  # again, which takes less memory than to keep it
-        dW = outer_over_examples(dp, time_first(x, real), like=W)
-        dU_gates = outer_over_examples(dp[..., :gates], before, like=U[:gates])
-        dU_n = outer_over_examples(dq_n, before, like=U[gates:])
-        db = sum_over_examples(dp).astype(b.dtype)
-        dc = sum_over_examples(dq_n).astype(c.dtype)
-        dx = time_first(dp @ W).astype(x.dtype)
-        dparams = Params(dW, jnp.concatenate([dU_gates, dU_n]), db, dc)
-        return dparams, dx, self.taken(dh.astype(first.dtype))
+        dq_n = dp[..., 2 * self.features :] * r  # again, which takes less memory than to keep it
+        return dp, dq_n, dh
 
     def _check(self, params: Params, x: Any, taken: dict[str, Any]) -> jax.Array | None:
         """Raise unless params, x and what is taken are right; returns the mask, time first."""

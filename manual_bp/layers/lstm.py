@@ -186,8 +186,20 @@ class LSTM(Recurrent):
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, Tree]]:
-        x, real, before, z, first, final = residuals
+        x, real, before, _, first, _ = residuals
         W, U, b = params
+        dz, dstate = self.errors(params, residuals, dout)
+        dW = outer_over_examples(dz, time_first(x, real), like=W)
+        dU = outer_over_examples(dz, before.h, like=U)
+        db = sum_over_examples(dz).astype(b.dtype)
+        dx = time_first(dz @ W).astype(x.dtype)
+        dstate = State(dstate.h.astype(first.h.dtype), dstate.c.astype(first.c.dtype))
+        return Params(dW, dU, db), dx, self.taken(dstate)
+
+    def errors(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[jax.Array, State]:
+        """dz_t of all steps, (T, m, 4n), and dh_0 and dc_0: backpropagation through time."""
 
         def step(dstate: State, at: Any) -> tuple[State, Any]:
             dout, c, z, real = at
@@ -207,17 +219,12 @@ class LSTM(Recurrent):
             dz_o = dh * tanh.value(c_next) * sigmoid.derivative(z_o)
             dz = jnp.concatenate([dz_i, dz_f, dz_g, dz_o], axis=-1).astype(z[0].dtype)
             dz = where_real(real, dz, jnp.zeros_like(dz))
-            return where_real(real, State(dz @ U, dc * f), State(dh, dstate.c)), dz
+            return where_real(real, State(dz @ params.U, dc * f), State(dh, dstate.c)), dz
 
-        at_end = jax.tree.map(jnp.zeros_like, final)
-        errors = (time_first(dout), before.c, z, real)
-        dstate, dz = jax.lax.scan(step, at_end, errors, reverse=not self.reverse)
-        dW = outer_over_examples(dz, time_first(x, real), like=W)
-        dU = outer_over_examples(dz, before.h, like=U)
-        db = sum_over_examples(dz).astype(b.dtype)
-        dx = time_first(dz @ W).astype(x.dtype)
-        dstate = State(dstate.h.astype(first.h.dtype), dstate.c.astype(first.c.dtype))
-        return Params(dW, dU, db), dx, self.taken(dstate)
+        at_end = jax.tree.map(jnp.zeros_like, residuals.final)
+        each = (time_first(dout), residuals.before.c, residuals.z, residuals.real)
+        dstate, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
+        return dz, dstate
 
     def _first(self, params: Params, x: jax.Array, state: Any, Wx: jax.Array) -> State:
         """h_0 and c_0: those given, or zeros."""

@@ -262,8 +262,26 @@ class MultiHeadAttention(Layer):
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, jax.Array]]:
-        x, memory, q, k, v, read, masks, kept = residuals
-        source = _readable(x if memory is None else memory, masks)
+        x, memory, *_ = residuals
+        errors = self.errors(params, residuals, dout)
+        pairs = [*zip(errors, self.inputs(residuals), strict=True)]
+        dparams = Params(
+            *(outer_over_examples(*pair, W) for pair, W in zip(pairs, params[:4], strict=True)),
+            *(
+                sum_over_examples(error).astype(b.dtype) if self.bias else ()
+                for error, b in zip(errors, params[4:], strict=True)
+            ),
+        )
+        dx, dsource = self.passed_on(params, errors)
+        if memory is None:
+            return dparams, (dx + dsource).astype(x.dtype), {}
+        return dparams, dx.astype(x.dtype), {"memory": dsource.astype(memory.dtype)}
+
+    def errors(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """dQ, dK, dV and dout: those of the four dense layers, (m, T or S, their features)."""
+        _, _, q, k, v, read, masks, kept = residuals
         how, dread = self._how(q), self._in_groups(self._heads_first(dout @ params.Wo, self.heads))
         if self.block is None:
             errors = _attention.backward(how, q, k, v, kept, dread)
@@ -271,21 +289,20 @@ class MultiHeadAttention(Layer):
             errors = _blocked_attention.backward(how, self.block, q, k, v, masks, read, kept, dread)
         dq, dk, dv = errors
         dq, dk = self._side_by_side(dq, self.rotary), self._side_by_side(dk, self.rotary)
-        dv = self._side_by_side(dv)
-        dparams = Params(
-            outer_over_examples(dq, x, params.Wq),
-            outer_over_examples(dk, source, params.Wk),
-            outer_over_examples(dv, source, params.Wv),
-            outer_over_examples(dout, self._side_by_side(read), params.Wo),
-            *(
-                sum_over_examples(error).astype(b.dtype) if self.bias else ()
-                for error, b in zip((dq, dk, dv, dout), params[4:], strict=True)
-            ),
-        )
-        dx, dsource = dq @ params.Wq, dk @ params.Wk + dv @ params.Wv
-        if memory is None:
-            return dparams, (dx + dsource).astype(x.dtype), {}
-        return dparams, dx.astype(x.dtype), {"memory": dsource.astype(memory.dtype)}
+        return dq, dk, self._side_by_side(dv), dout
+
+    def inputs(self, residuals: Residuals) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """x, r, r and O: what the four dense layers take."""
+        x, memory, *_, read, masks, _ = residuals
+        source = _readable(x if memory is None else memory, masks)
+        return x, source, source, self._side_by_side(read)
+
+    def passed_on(
+        self, params: Params, errors: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        """dQ Wq and dK Wk + dV Wv: dx and dr, or the two parts of dx."""
+        dq, dk, dv, _ = errors
+        return dq @ params.Wq, dk @ params.Wk + dv @ params.Wv
 
     @property
     def _kv_heads(self) -> int:

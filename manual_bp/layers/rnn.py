@@ -158,24 +158,31 @@ class RNN(Recurrent):
     def backward_taken(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, Tree]]:
-        x, real, before, kept, first, final = residuals
+        x, real, before, _, first, _ = residuals
         W, U, b = params
+        dz, dh = self.errors(params, residuals, dout)
+        dW = outer_over_examples(dz, time_first(x, real), like=W)
+        dU = outer_over_examples(dz, before, like=U)
+        db = sum_over_examples(dz).astype(b.dtype)
+        dx = time_first(dz @ W).astype(x.dtype)
+        return Params(dW, dU, db), dx, self.taken(dh.astype(first.dtype))
+
+    def errors(
+        self, params: Params, residuals: Residuals, dout: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """dz_t of all steps, (T, m, n), and dh_0, (m, n): backpropagation through time."""
 
         def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             dout, kept, real = at
             dh = dh + dout
             _, dz = self.activation.backward((), kept, dh)
             dz = where_real(real, dz, jnp.zeros_like(dz))
-            return where_real(real, dz @ U, dh), dz
+            return where_real(real, dz @ params.U, dh), dz
 
-        dh, dz = jax.lax.scan(
-            step, jnp.zeros_like(final), (time_first(dout), kept, real), reverse=not self.reverse
-        )
-        dW = outer_over_examples(dz, time_first(x, real), like=W)
-        dU = outer_over_examples(dz, before, like=U)
-        db = sum_over_examples(dz).astype(b.dtype)
-        dx = time_first(dz @ W).astype(x.dtype)
-        return Params(dW, dU, db), dx, self.taken(dh.astype(first.dtype))
+        at_end = jnp.zeros_like(residuals.final)
+        each = (time_first(dout), residuals.kept, residuals.real)
+        dh, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
+        return dz, dh
 
     def _check(self, params: Params, x: Any, taken: dict[str, Any]) -> jax.Array | None:
         """Raise unless params, x and what is taken are right; returns the mask, time first."""
