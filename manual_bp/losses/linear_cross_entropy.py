@@ -201,12 +201,7 @@ class LinearCrossEntropy(Loss):
         """
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
-        h, target = prediction.reshape(-1, prediction.shape[-1]), widened(target).reshape(-1)
-        w, counts = weights.reshape(-1).astype(dtype), self.counts(h, target)
-        if counts is not None:
-            target, w = jnp.where(counts, target, 0), jnp.where(counts, w, 0)
-        valid = (target >= 0) & (target < self.classes)
-        w = jnp.where(valid | (w == 0), w, jnp.nan)
+        h, target, w, valid, counts = self._in_a_row(prediction, target, weights.astype(dtype))
         size = self._predictions(len(h))
 
         def chunk(carry: Any, first: jax.Array) -> tuple[Any, None]:
@@ -228,6 +223,43 @@ class LinearCrossEntropy(Loss):
         dh = dh.astype(prediction.dtype).reshape(prediction.shape)
         return values.reshape(weights.shape), dparams, dh
 
+    def error_of_logits(
+        self, params: Params, prediction: jax.Array, target: jax.Array, weights: jax.Array
+    ) -> jax.Array:
+        """dz of all predictions and classes at once, (..., C), with the weights in it.
+
+        dW = Σ dz hᵀ: what each prediction adds to it.
+        """
+        self._check_params(params, prediction)
+        weights = weights.astype(accumulation_dtype(prediction, params.W))
+        h, target, w, _, _ = self._in_a_row(prediction, target, weights)
+        z, top, total, log_Z = self._normalised(params, h, w.dtype)
+        y = self._smoothed(jnp.arange(self.classes)[:, None] == target, w.dtype)
+        e = self._error(z - top, total, log_Z, y, w)
+        dz = jnp.where(w != 0, self._through_cap(e, z), 0)
+        return dz.T.reshape(*weights.shape, self.classes)
+
+    def _in_a_row(
+        self, prediction: jax.Array, target: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
+        """(h, target, w, which targets are classes, which count), predictions as one axis."""
+        h, target = prediction.reshape(-1, prediction.shape[-1]), widened(target).reshape(-1)
+        w, counts = weights.reshape(-1), self.counts(h, target)
+        if counts is not None:
+            target, w = jnp.where(counts, target, 0), jnp.where(counts, w, 0)
+        valid = (target >= 0) & (target < self.classes)
+        return h, target, jnp.where(valid | (w == 0), w, jnp.nan), valid, counts
+
+    def _normalised(
+        self, params: Params, h: jax.Array, dtype: Any
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """z (C, predictions), its largest, Σ e^(z - largest) and log Z of each prediction."""
+        z = jnp.einsum("cf,nf->cn", params.W, h, preferred_element_type=dtype)
+        z = self._capped(z + params.b[:, None] if self.bias else z)
+        top = z.max(0)
+        total = jnp.exp(z - top).sum(0)
+        return z, top, total, top + jnp.log(total)
+
     def _chunk(
         self,
         params: Params,
@@ -247,11 +279,7 @@ class LinearCrossEntropy(Loss):
             target, w: (predictions,), classes and weights.
         """
         W, dtype = params.W, dparams.W.dtype
-        z = jnp.einsum("cf,nf->cn", W, h, preferred_element_type=dtype)
-        z = self._capped(z + params.b[:, None] if self.bias else z)
-        top = z.max(0)
-        total = jnp.exp(z - top).sum(0)
-        log_Z = top + jnp.log(total)
+        z, top, total, log_Z = self._normalised(params, h, dtype)
         # h is left out of dW where its weight is 0: 0 · NaN would be NaN.
         added = jnp.where((new & (w != 0))[:, None], h, 0)
         size = self._block(*h.shape)
@@ -266,8 +294,7 @@ class LinearCrossEntropy(Loss):
             z_c = _rows(z, start, size)
             shifted = z_c - top
             chosen += jnp.where(new_c, y * shifted, 0).sum(0)
-            p = jnp.exp(shifted) / total
-            e = w * ((p * (1 + 2 * self.z_loss * log_Z) if self.z_loss else p) - y)
+            e = self._error(shifted, total, log_Z, y, w)
             dz = jnp.where(new_c & (w != 0), self._through_cap(e, z_c), 0)
             db = _added(dparams.b, start, jnp.where(new, dz, 0).sum(1)) if self.bias else ()
             dz = dz.astype(low)
@@ -280,6 +307,13 @@ class LinearCrossEntropy(Loss):
         (dparams, dh, chosen), _ = jax.lax.scan(block, carry, firsts)
         values = jnp.log(total) - chosen
         return dparams, dh, values + self.z_loss * log_Z**2 if self.z_loss else values
+
+    def _error(
+        self, shifted: jax.Array, total: jax.Array, log_Z: jax.Array, y: jax.Array, w: jax.Array
+    ) -> jax.Array:
+        """e = w (p (1 + 2ζ log Z) - y), of z less the largest one."""
+        p = jnp.exp(shifted) / total
+        return w * ((p * (1 + 2 * self.z_loss * log_Z) if self.z_loss else p) - y)
 
     def _capped(self, z: jax.Array) -> jax.Array:
         return z if self.soft_cap is None else self.soft_cap * jnp.tanh(z / self.soft_cap)
