@@ -83,13 +83,15 @@ def one_by_one(
     function: Callable[..., Any], params: Any, x: Any, y: Any, weights: Any, taken: Any
 ) -> Any:
     """function(params, x_i, y_i, weights_i, taken_i) of each example by itself, stacked."""
+
+    def of_example(i: int) -> Callable[[Any], Any]:
+        return lambda leaf: leaf[i : i + 1] if leaf.shape[:1] == (len(x),) else leaf
+
     found = []
     for i in range(len(x)):
         weight = None if weights is None else weights[i : i + 1]
         of_one = {
-            name: each
-            if name in ("statistics", "key") or jnp.shape(each)[:1] != (len(x),)
-            else each[i : i + 1]
+            name: each if name in ("statistics", "key") else jax.tree.map(of_example(i), each)
             for name, each in taken.items()
         }
         found.append(function(params, x[i : i + 1], y[i : i + 1], weight, of_one))
