@@ -78,6 +78,30 @@ def test_a_mutant_that_computes_the_same_function_is_of_its_class(name):
     assert outcomes(function, primitive, kind, exact=exact) == {name}
 
 
+EVEN = {
+    "a length": lambda y: jnp.einsum("mi,mi->m", y, y),
+    "products of vectors": lambda y: y @ y.T,
+    "vectors, some of whose features turn": lambda y: (
+        jnp.concatenate([y[:, :1], 1 - jnp.abs(y)], 1) @ jnp.concatenate([y[:, :1], y * y], 1).T
+    ),
+    "a comparison with 0": lambda y: jnp.where(y == 0, 1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_signs_that_change_together_are_taken_away(name):
+    found = outcomes(lambda x: EVEN[name](3.5 * x), "mul", "scaled by -1")
+    assert "even function" in found and "unlisted" not in found
+
+
+def test_a_sign_that_only_zeros_took_away_is_unlisted():
+    def product(x):
+        return (3.5 * x + 1) @ (x * x).T
+
+    assert outcomes(product, "add", "scaled by -1", draw=zeros) == {"unlisted"}
+    assert outcomes(product, "add", "scaled by -1") == {"killed"}
+
+
 def test_a_sum_over_one_element_is_its_maximum():
     found = outcomes(lambda x: x.sum(1), "reduce_sum", "made a maximum", shape=(4, 1))
     assert found == {"one term"}

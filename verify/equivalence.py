@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from verify.vanishing import Place, Recording, Vanishing, differs
@@ -41,6 +42,8 @@ CHOICES = (
 TURNED_BY_EQUALITY = {"gt": "made ge", "ge": "made gt", "lt": "made le", "le": "made lt"}
 PASSED_ON = ("select_n", "broadcast_in_dim", "convert_element_type", "reshape")
 EVEN = ("abs", "square", "cosh", "cos")
+EVEN_TOGETHER = ("mul", "dot_general", "eq", "ne")
+"""Of two operands: (-a)(-b) = a b, and -a = -b where a = b."""
 
 
 class Evidence(Protocol):
@@ -165,6 +168,49 @@ def _even(evidence: Evidence, events: list[Vanishing]) -> bool:
         or (event.equation.primitive.name == "integer_pow" and event.equation.params["y"] % 2 == 0)
         for event in events
     )
+    """The inputs change their sign and nothing else."""
+    found = [_takes_signs_away(event, evidence) for event in events]
+    return None not in found and any(found)
+
+
+def _takes_signs_away(event: Vanishing, evidence: Evidence) -> bool | None:
+    """Whether an even function does, and by more than zeros; None where it isn't one.
+
+    Of two operands it is even in both: each product has both signs changed, or neither.
+    """
+    equation, name = event.equation, event.equation.primitive.name
+    if name in EVEN or (name == "integer_pow" and equation.params["y"] % 2 == 0):
+        return True
+    if name not in EVEN_TOGETHER:
+        return None
+    signs = [_signs(*pair) for pair in zip(event.before, event.after, strict=True)]
+    if any(each is None for each in signs):
+        return None
+    if name in ("eq", "ne"):  # with 0, which is -0
+        fixed = evidence.mutant.fixed.get(event.place, ())
+        alone = any(each and not sign.any() for each, sign in zip(fixed, signs, strict=True))
+        return True if alone or np.array_equal(*signs) else None
+
+    def product(left: Any, right: Any) -> Any:
+        if name == "mul":
+            return left * right
+        return jax.lax.dot_general(left, right, equation.params["dimension_numbers"])
+
+    left, right = signs
+    if (product(left, right) != product(abs(left), abs(right))).any():
+        return None
+    return bool(product(left == -1, right == -1).any())
+
+
+def _signs(before: Any, after: Any) -> Any:
+    """1 where a number stays, -1 where it changes its sign, 0 where it is 0; None else."""
+    before, after = np.asarray(before), np.asarray(after)
+    kept = ~np.asarray(differs(before, after, 0), bool)
+    if kept.all():
+        return np.where(before != 0, 1, 0)
+    if before.dtype != object or not (kept | (after == -before)).all():
+        return None
+    return np.where(before == 0, 0, np.where(kept, 1, -1))
 
 
 def _negated(event: Vanishing) -> bool:
@@ -395,7 +441,11 @@ EQUIVALENT: dict[str, Class] = {
     "agreement at the kink": Class(
         "where the selection turns, both cases have the same value", _kink
     ),
-    "even function": Class("only the sign changes, and an even function takes it away", _even),
+    "even function": Class(
+        "only signs change, and an even function takes them away: a square, a comparison with 0, "
+        "a product of two that change together",
+        _even,
+    ),
     "sign test": Class(
         "only the sign of a difference is used, and it is multiplied by a positive number",
         _sign_test,

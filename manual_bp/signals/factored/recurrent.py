@@ -63,10 +63,10 @@ def _over_time(
         dz: (T, m, gates · n).
         before: (T, m, n), h_{t-1}.
     """
-    x = _swapped(time_first(residuals.x, residuals.real))
-    of_input, of_bias = affine(params.W, params.b, _swapped(dz), x)
-    of_state, _ = affine(params.U, (), _swapped(dz), _swapped(before))
-    dx = _swapped(dz @ params.W).astype(x.dtype)
+    x, errors = _swapped(time_first(residuals.x, residuals.real)), _swapped(dz)
+    of_input, of_bias = affine(params.W, params.b, errors, x)
+    of_state, _ = affine(params.U, (), errors, _swapped(before))
+    dx = (errors @ params.W).astype(x.dtype)
     return params._replace(W=of_input, U=of_state, b=of_bias), dx
 
 
