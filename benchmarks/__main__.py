@@ -14,7 +14,6 @@ from benchmarks import (
     lstm,
     stack,
 )
-from benchmarks import attention, diagnostics, linear_cross_entropy, lstm, stack
 from benchmarks.measuring import show
 
 BENCHMARKS = {

@@ -93,14 +93,14 @@ from manual_bp.models.mlp import mlp as mlp
 from manual_bp.models.resnet import resnet as resnet
 from manual_bp.signals.clipping import clipped_grads as clipped_grads
 from manual_bp.signals.clipping import clipped_pass as clipped_pass
-from manual_bp.signals.diagnostics import DiagnosedPass as DiagnosedPass
-from manual_bp.signals.diagnostics import diagnosed_pass as diagnosed_pass
-from manual_bp.signals.diagnostics import gradient_norms as gradient_norms
-from manual_bp.signals.diagnostics import update_ratios as update_ratios
 from manual_bp.signals.curvature_products import ggn_vector_product as ggn_vector_product
 from manual_bp.signals.curvature_products import (
     hessian_vector_product as hessian_vector_product,
 )
+from manual_bp.signals.diagnostics import DiagnosedPass as DiagnosedPass
+from manual_bp.signals.diagnostics import diagnosed_pass as diagnosed_pass
+from manual_bp.signals.diagnostics import gradient_norms as gradient_norms
+from manual_bp.signals.diagnostics import update_ratios as update_ratios
 from manual_bp.signals.intermediates import intermediates as intermediates
 from manual_bp.signals.moments import cosine_similarities as cosine_similarities
 from manual_bp.signals.moments import gradient_moments as gradient_moments

@@ -263,8 +263,9 @@ def sweep(
     weights = weights_of(loss, prediction, y, weights, unweighted)
     values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
     total = jnp.where(weights == 0, 0, weights * values).sum()
-    seen, dx = network.walk(visit, dprediction.astype(prediction.dtype), params, residuals)
-    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights)
+    error = dprediction.astype(prediction.dtype)
+    seen, dx = network.walk(visit, error, params, residuals)
+    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
 
 
 def weights_of(
@@ -281,12 +282,6 @@ def weights_of(
     if weights is None:
         weights = (unweighted or _mean_weights)(expected, dtype, loss.counts(prediction, y))
     check_weights(weights, expected)
-    weights = weights.astype(dtype)
-    values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
-    total = jnp.where(weights == 0, 0, weights * values).sum()
-    error = dprediction.astype(prediction.dtype)
-    seen, dx = network.walk(visit, error, params, residuals)
-    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
     return weights.astype(dtype)
 
 

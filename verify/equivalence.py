@@ -161,13 +161,6 @@ def _changed(event: Vanishing) -> list[bool]:
 
 
 def _even(evidence: Evidence, events: list[Vanishing]) -> bool:
-    """The inputs change their sign and nothing else; of a product, both."""
-    return bool(events) and all(
-        event.equation.primitive.name in EVEN
-        or (event.equation.primitive.name == "dot_general" and _negated(event))
-        or (event.equation.primitive.name == "integer_pow" and event.equation.params["y"] % 2 == 0)
-        for event in events
-    )
     """The inputs change their sign and nothing else."""
     found = [_takes_signs_away(event, evidence) for event in events]
     return None not in found and any(found)
@@ -211,14 +204,6 @@ def _signs(before: Any, after: Any) -> Any:
     if before.dtype != object or not (kept | (after == -before)).all():
         return None
     return np.where(before == 0, 0, np.where(kept, 1, -1))
-
-
-def _negated(event: Vanishing) -> bool:
-    """Whether every operand is what it was with the other sign."""
-    return all(_changed(event)) and all(
-        not differs(after, -before, 0).any()
-        for before, after in zip(event.before, event.after, strict=True)
-    )
 
 
 def _sign_test(evidence: Evidence, events: list[Vanishing]) -> bool:
