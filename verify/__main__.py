@@ -19,6 +19,7 @@ from verify import (
     other_checkers,
     peers,
     rules,
+    signals,
     training,
     wrong_formulas,
 )
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         "no autodiff": lambda: no_autodiff.run(report, seed=seed, trials=3 if quick else 10),
         "structure": lambda: structure.run(report, every, seed=seed, cases=5 if quick else 25),
         "agreement": lambda: agreement.run(report, every, seed=seed),
+        "signals": lambda: agreement.run(report, signals.rules(), seed=seed, stage="signals"),
         "forward": lambda: agreement.run_forward(report),
         "peers": lambda: peers.run(report, seed=seed),
         "lattice": lambda: lattice.run(

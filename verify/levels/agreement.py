@@ -23,9 +23,9 @@ def verdicts(rule: Rule, seed: int) -> list[tuple[str, str, Verdict]]:
     return found
 
 
-def run(report: Report, rules: list[Rule], *, seed: int) -> None:
+def run(report: Report, rules: list[Rule], *, seed: int, stage: str = "agreement") -> None:
     """Judge every rule."""
-    with report.working("agreement", len(rules)) as advance:
+    with report.working(stage, len(rules)) as advance:
         for rule in rules:
             for name, why in rule.omitted.items():
                 report.omit(rule.family, name, why)

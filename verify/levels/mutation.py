@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 import manual_bp as mbp
-from verify import rules
+from verify import rules, signals
 from verify.bench import EQUIVALENT, Bench, Outcome
 from verify.mutants import Mutant
 from verify.networks import Case
@@ -47,6 +47,8 @@ WHOLE = (
     ),
 )
 """Networks whose programs are mutated whole: at a small batch, at m = 2048, and a transformer."""
+SIGNALS_SHARE = 10
+"""A signal is judged on many networks: of each a tenth as many mutants are taken."""
 ACTIVATIONS = {kind.__name__ for kind in activations.JAX}
 
 
@@ -61,10 +63,13 @@ def chosen(
     picked = [*first, *(rule for rule in second if rule.family not in ACTIVATIONS)]
     picked = [*every] if every_rule else picked
     picked += [rules.of_case(case, every_intermediate=False) for case in WHOLE]
+    of_signals = signals.rules()
     found = []
-    for rule in picked:
+    for rule in (*picked, *of_signals):
         bench = Bench(rule)
-        found.append((rule, bench, _sample(bench.mutants(), per_rule, seed)))
+        signal = any(rule is each for each in of_signals)
+        most = -(-per_rule // SIGNALS_SHARE) if signal else per_rule
+        found.append((rule, bench, _sample(bench.mutants(), most, seed)))
     return found
 
 
