@@ -126,7 +126,7 @@ def test_every_kind_of_layer_says_which_of_its_params_carry_errors():
 def test_one_backward_pass_costs_what_backpropagation_does():
     def operations(function, **given):
         run = jax.jit(lambda params: function(params, X, Y, network=MLP, **given))
-        return run.lower(PARAMS).compile().cost_analysis()["flops"]
+        return (run.lower(PARAMS).compile().cost_analysis() or {})["flops"]
 
     plain = operations(mbp.manual_grads)
     fed = {"transport": BACK, "feedback": BACK.init(jax.random.key(1), PARAMS, X, network=MLP)}
@@ -165,7 +165,7 @@ def test_each_repetition_has_an_angle_of_its_own():
     params = network.init(jax.random.key(0), X)
     feedback = BACK.init(jax.random.key(1), params, X, network=network)
     step = mbp.transported_pass(params, X, Y, transport=BACK, feedback=feedback, network=network)
-    ((((found),),),), none, last = step.angles
+    ((found,),), none, last = step.angles
     ours, theirs = (jax.tree.leaves(each[0]) for each in (step.grads, step.true_grads))
     each = [angle([o[at] for o in ours], [t[at] for t in theirs]) for at in range(3)]
     assert (np.abs(found - jnp.stack(each)) <= ROUNDING).all()

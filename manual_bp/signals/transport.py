@@ -81,7 +81,8 @@ def transported_pass(
 
     A layer's angle is that of all its parameters as one vector; where parameters are tied, of the
     sums over their places, at the first of them. A gradient of zeros has an angle of 90° with any
-    other and of 0° with another one of zeros.
+    other and of 0° with another one of zeros. Gradients of what the network takes by name, memory
+    or state, aren't returned.
 
     Args:
         params, x, y, network, loss, weights, **taken: as for `manual_pass`.
@@ -195,7 +196,7 @@ def _compiled(
     numbers = numbered(network, *trees)
     others = {"feedback": feedback, "transport_key": numbers}
     if "feedback" in transport.takes:
-        _check_nested(transport, network, feedback)
+        _check_nested(transport, network, feedback, tree)
     visit = functools.partial(_visit, transport, true.error, transport_key)
     seen, _ = network.walk(visit, *trees, *(others[name] for name in transport.takes))
     grads, true_grads = network.gather(seen), network.gather(true.seen)
@@ -267,9 +268,10 @@ def _check_own_params(loss: Loss, has_own: bool) -> None:
         )
 
 
-def _check_nested(transport: Transport, network: Layer, feedback: Tree) -> None:
-    """Raise a ValueError unless feedback is nested like the network."""
-    if not isinstance(network, Combinator) or feedback == ():
+def _check_nested(transport: Transport, network: Layer, feedback: Tree, params: Tree) -> None:
+    """Raise a ValueError unless feedback is nested as params are, () where they are tied."""
+    tied = params == () and isinstance(feedback, tuple) and not feedback
+    if not isinstance(network, Combinator) or tied:
         return
     count = len(network.children)
     if type(feedback) is not tuple or len(feedback) != count:
@@ -279,5 +281,5 @@ def _check_nested(transport: Transport, network: Layer, feedback: Tree) -> None:
             f"{network!r}: feedback must be nested like the network, a tuple of {count}, got a "
             f"{given}. Make it with {transport!r}.init(key, params, x, network=network)."
         )
-    for child, entry in zip(network.children, feedback, strict=True):
-        _check_nested(transport, child, entry)
+    for child, *entries in zip(network.children, feedback, params or ((),) * count, strict=True):
+        _check_nested(transport, child, *entries)

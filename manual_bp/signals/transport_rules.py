@@ -56,8 +56,8 @@ from manual_bp.signals.transport_contract import MAKE, Carried, Transport, entry
 class FeedbackAlignment(Transport):
     """dx = dZ B: random matrices, drawn as the weights are, in place of every W.
 
-    Learning turns the forward weights towards B, until the errors that B carries are of use. With
-    params themselves as feedback it is back-propagation.
+    Learning turns the forward weights towards B, until the errors that B carries are of use. Tied
+    weights have one B in common. With the params themselves as feedback it is back-propagation.
 
     Source: Lillicrap, Cownden, Tweed & Akerman (2016).
 
@@ -162,7 +162,8 @@ class QuantizedErrors(Transport):
         n = 2 ** (self.bits - 1) - 1
         wide = v.astype(accumulation_dtype(v))
         s = jnp.abs(wide).max(tuple(range(1, v.ndim)), keepdims=True, initial=0)
-        t = wide / jnp.where(s == 0, 1, s) * n  # in this order: n itself where |v| is s
+        s = jnp.maximum(s, jnp.finfo(s.dtype).tiny)  # that of zeros: not 0 / 0
+        t = wide / s * n  # in this order: n itself where |v| is s
         if key is None:
             steps = jnp.round(t)
         else:

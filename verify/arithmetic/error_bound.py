@@ -259,7 +259,7 @@ def _sign(params: Any, a: Bounded) -> Bounded:
     return Bounded(np.sign(a.value), np.where(doubtful, 2.0, 0.0))
 
 
-def _step(function: np.ufunc) -> Primitive:
+def _step(function: Callable[[np.ndarray], np.ndarray]) -> Primitive:
     """A step function: exact where no step lies within the bound, else as far as they reach."""
 
     def primitive(params: Any, a: Bounded) -> Bounded:
