@@ -262,7 +262,7 @@ class Case(NamedTuple):
     shape: Shape
     exact: bool = False
     angles: bool = False
-    tied: bool = True
+    ties: bool = True
     """Whether errors may lie halfway between two steps, where two roundings are as good."""
 
 
@@ -304,8 +304,8 @@ CASES = (
         BACK, mbp.MultiHeadAttention(1, bias=False), attention, always(carried), SQUARED, (2, 2, 2)
     ),
     Case(SIGNS, MLP, mlp, always(signs), SOFTMAX, (2, 3)),
-    Case(ROUNDED, WIDE, mlp, changed(nearest), SQUARED, (2, 2), tied=False),
-    Case(AT_RANDOM, WIDE, mlp, changed(either), SQUARED, (2, 2), tied=False),
+    Case(ROUNDED, WIDE, mlp, changed(nearest), SQUARED, (2, 2), ties=False),
+    Case(AT_RANDOM, WIDE, mlp, changed(either), SQUARED, (2, 2), ties=False),
     Case(BitNoise(0.5), MLP, mlp, changed(noisy), SOFTMAX, (2, 3)),
     Case(DIRECT, RELUS, relus, always(carried), SQUARED, (3, 2), exact=True),
     Case(DIRECT, STACKED, stacked, always(carried), SOFTMAX, (2, 2)),
@@ -360,7 +360,7 @@ def of_case(case: Case) -> Rule:
         return {"J": J, **flat("d", grads), **flat("angles", angles(grads, true))}
 
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
-        if not case.tied and kind != "large":
+        if not case.ties and kind != "large":
             kind = "normal"
         x = inputs(rng, kind, case.network, case.shape)
         params = params_of_kind(rng, kind, case.network, x)
