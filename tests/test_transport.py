@@ -37,7 +37,7 @@ def equal(one, other):
 def test_each_rule_is_its_definition(rule):
     for seed, kind in enumerate(("normal", "ties")):
         args = rule.draw(generator(seed), kind)
-        assert judges.bounds(rule, args).ok
+        assert "L4 bounds" in rule.omitted or judges.bounds(rule, args).ok
         assert not rule.exact or judges.rational(rule, args).ok
 
 

@@ -64,7 +64,7 @@ def _direction(parts: list[jax.Array], lead: int) -> list[jax.Array]:
     """û in parts, each as (*lead, entries); 0 for 0."""
     rows = [part.reshape(*part.shape[:lead], -1) for part in parts]
     rows = [row.astype(accumulation_dtype(row)) for row in rows]
-    largest = functools.reduce(jnp.maximum, (jnp.abs(row).max(-1, initial=0) for row in rows))
+    largest = functools.reduce(jnp.maximum, (jnp.abs(row).max(-1) for row in rows))
     largest = jnp.maximum(largest, jnp.finfo(largest.dtype).tiny)  # that of zeros: not 0 / 0
     rows = [row / largest[..., None] for row in rows]
     length = jnp.maximum(_length(rows), 1)  # it is 1 or more, but for zeros

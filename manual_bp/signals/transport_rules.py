@@ -161,16 +161,19 @@ class QuantizedErrors(Transport):
         """
         n = 2 ** (self.bits - 1) - 1
         wide = v.astype(accumulation_dtype(v))
-        s = jnp.abs(wide).max(tuple(range(1, v.ndim)), keepdims=True, initial=0)
+        s = jnp.abs(wide).max(tuple(range(1, v.ndim)), keepdims=True)
         s = jnp.maximum(s, jnp.finfo(s.dtype).tiny)  # that of zeros: not 0 / 0
         t = wide / s * n  # in this order: n itself where |v| is s
         if key is None:
             steps = jnp.round(t)
         else:
             below = jnp.floor(t)
-            bits = jax.random.bits(key, v.shape, jnp.uint32)
-            steps = below + (bits.astype(t.dtype) / 2.0**32 < t - below)
+            steps = below + (self.uniform(key, t) < t - below)
         return (steps / n * s).astype(v.dtype)
+
+    def uniform(self, key: Any, like: jax.Array) -> jax.Array:
+        """u: independent numbers, uniform on {0, 1, ..., 2³² - 1}/2³², in the shape of `like`."""
+        return jax.random.bits(key, like.shape, jnp.uint32).astype(like.dtype) / 2.0**32
 
 
 @dataclass(frozen=True)
