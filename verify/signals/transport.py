@@ -21,7 +21,7 @@ import manual_bp as mbp
 from manual_bp.layer import Layer, Loss
 from verify import specs
 from verify.networks import Shape, prediction_shape
-from verify.rules import Rule, flat, inputs, numbers, params_of_kind
+from verify.rules import BESIDE, Rule, flat, inputs, numbers, params_of_kind
 
 fixed = jax.lax.stop_gradient
 Carry = Callable[[Callable[..., Any], Any, Any, Any], Any]
@@ -287,7 +287,7 @@ class Case(NamedTuple):
 
 
 MLP = mbp.mlp([3, 2, 2], hidden=mbp.tanh)
-WIDE = mbp.mlp([2, 3, 2])
+WIDE, SIXTHS = mbp.mlp([2, 3, 2]), mbp.mlp([2, 4, 1])
 RELUS = mbp.mlp([2, 3, 2, 2])
 CONVOLUTIONAL = mbp.sequential(
     mbp.ConvTranspose(2, 2, stride=2, padding="VALID"),
@@ -326,8 +326,8 @@ CASES = (
         BACK, mbp.MultiHeadAttention(1, bias=False), attention, always(carried), SQUARED, (2, 2, 2)
     ),
     Case(SIGNS, MLP, mlp, always(signs), SOFTMAX, (2, 3)),
-    Case(ROUNDED, WIDE, relus, changed(nearest), SQUARED, (2, 2), exact=True, omitted=STEPS),
-    Case(AT_RANDOM, WIDE, relus, changed(either), SQUARED, (2, 2), exact=True, omitted=STEPS),
+    Case(ROUNDED, SIXTHS, relus, changed(nearest), SQUARED, (2, 2), exact=True, omitted=STEPS),
+    Case(AT_RANDOM, SIXTHS, relus, changed(either), SQUARED, (2, 2), exact=True, omitted=STEPS),
     Case(BitNoise(0.5), MLP, mlp, changed(noisy), SOFTMAX, (2, 3)),
     Case(DIRECT, RELUS, relus, always(carried), SQUARED, (3, 2), exact=True),
     Case(DIRECT, STACKED, stacked, always(carried), SOFTMAX, (2, 2)),
@@ -354,7 +354,7 @@ def of_case(case: Case) -> Rule:
         if not case.angles:
             return flat("d", mbp.transported_grads(params, x, y, **settings))
         step = mbp.transported_pass(params, x, y, **settings)
-        return {"J": step.loss, **flat("d", step.grads), **flat("angles", step.angles)}
+        return {"J": step.loss, **flat("d", step.grads), **flat("angles", step.angles[:-1])}
 
     def by_autodiff(params: Any, B: Any, x: Any, y: Any, weights: Any, seed: Any) -> Any:
         B = B or params  # not used where there is no feedback
@@ -379,11 +379,13 @@ def of_case(case: Case) -> Rule:
         if not case.angles:
             return flat("d", grads)
         J, true = jax.value_and_grad(total)(params, plain)
-        return {"J": J, **flat("d", grads), **flat("angles", angles(grads, true))}
+        return {"J": J, **flat("d", grads), **flat("angles", angles(grads, true)[:-1])}
 
     def draw(rng: np.random.Generator, kind: str) -> tuple[Any, ...]:
         x = inputs(rng, kind, case.network, case.shape)
         params = params_of_kind(rng, kind, case.network, x)
+        if case.network == SIXTHS:
+            params = (params[0], params[1]._replace(W=_sixths(rng, kind)))
         B: Any = ()
         if "feedback" in case.transport.takes:
             init = lambda params: case.transport.init(  # noqa: E731
@@ -396,8 +398,6 @@ def of_case(case: Case) -> Rule:
         prediction = prediction_shape(case.network, params, x)
         y = specs.of_loss(case.loss).target(rng, case.loss, prediction)
         weights = numbers(rng, "lattice" if case.exact else "normal", prediction[:-1])
-        if case.angles and kind in ("ties", "beside"):
-            weights = weights * rng.integers(2)  # of zeros, an angle is defined too
         return params, B, x, y, weights, np.uint32(rng.integers(2**31))
 
     return Rule(
@@ -409,3 +409,12 @@ def of_case(case: Case) -> Rule:
         exact=case.exact,
         omitted=dict(case.omitted),
     )
+
+
+def _sixths(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """The last layer's W, such that errors are sixths of the largest: halfway between 3 steps."""
+    W = rng.integers(-6, 7, size=(1, 4)) * 1.0
+    if kind == "beside":
+        W *= 1 + rng.choice([-1, 1], size=W.shape) * BESIDE
+    W[0, 0] = 6
+    return W
