@@ -103,20 +103,20 @@ def _closest(rows: Any, levels: Any) -> Any:
 def either(dx: Any, key: Any, bits: int = 3) -> Any:
     """Each entry as the level below or above, by a uniform number, found by trying all of them."""
     rows, levels = _levels(dx, bits)
-    u = (jax.random.bits(key, dx.shape, jnp.uint32) & 3).reshape(rows.shape) / 4.0
+    u = (jax.random.bits(key, dx.shape, jnp.uint32) & 1).reshape(rows.shape) / 2.0
     step = levels[..., -1:] / (2 ** (bits - 1) - 1)
     steps_up = jnp.where(u * step < rows - levels[..., :-1], step, 0.0)  # one for each level below
     return (levels[..., 0] + steps_up.sum(-1)).reshape(dx.shape)
 
 
 @dataclass(frozen=True)
-class Quarters(mbp.QuantizedErrors):
+class Halves(mbp.QuantizedErrors):
     """Random numbers so coarse that they meet the fractions that are rounded."""
 
     def uniform(self, key: Any, like: jax.Array) -> jax.Array:
-        """Uniform on {0, 1/4, 1/2, 3/4}."""
-        bits = jax.random.bits(key, like.shape, jnp.uint32) & 3
-        return bits.astype(like.dtype) / 4
+        """0 or 1/2."""
+        bits = jax.random.bits(key, like.shape, jnp.uint32) & 1
+        return bits.astype(like.dtype) / 2
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ STACKED = mbp.sequential(mbp.stack(mbp.skip(mbp.Dense(2, mbp.tanh)), 2), mbp.Den
 TIED = mbp.tied(mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(2, mbp.tanh)), ((0,), (1,)))
 ATTENTION = mbp.MultiHeadAttention(1, bias=False)
 BACK, DIRECT, SIGNS = mbp.FeedbackAlignment(), mbp.DirectFeedbackAlignment(), mbp.SignSymmetry()
-ROUNDED, AT_RANDOM = mbp.QuantizedErrors(3), Quarters(3, stochastic=True)
+ROUNDED, AT_RANDOM = mbp.QuantizedErrors(3), Halves(3, stochastic=True)
 SQUARED, SOFTMAX = mbp.SquaredError(), mbp.SoftmaxCrossEntropy()
 
 
