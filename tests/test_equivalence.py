@@ -53,6 +53,7 @@ def normalised(x):
 MEMBERS = {
     "constant": (lambda x: jnp.where(x > 0, x, 0), "broadcast_in_dim", "scaled by 2"),
     "neutral operand": (lambda x: x * 1.0 + 1, "mul", "only operand 0"),
+    "not read": (lambda x: jnp.stack([2 * x, x])[1], "mul", "scaled by 2"),
     "agreement at the kink": (lambda x: jnp.where(x > 0, 2 * x, x), "gt", "made ge"),
     "two forms of one function": (
         lambda x: jnp.where(x > 0.3, x * x - 1, (x - 1) * (x + 1)),

@@ -349,6 +349,14 @@ def _used(
     )  # one element serves all along these
 
 
+def _not_read(evidence: Evidence, events: list[Vanishing]) -> bool:
+    """Slices alone, which copy what they take: what changes is in none of them, at any draw."""
+    return bool(events) and all(
+        event.equation.primitive.name == "slice" and event.place != evidence.mutant.place
+        for event in events
+    )
+
+
 def _guard(evidence: Evidence, events: list[Vanishing]) -> bool:
     """It doesn't act at finite numbers, and it does beyond."""
     if not events:
@@ -448,6 +456,11 @@ EQUIVALENT: dict[str, Class] = {
         "a selection, a factor 0 or a maximum leaves out what changes; elsewhere it is used, and "
         "the same",
         _left_out,
+    ),
+    "not read": Class(
+        "it is in a part of an array that no slice takes: the R-operator carries A and R{A} as "
+        "one, also where one of them isn't used, and the compiler leaves it out",
+        _not_read,
     ),
     "sign of infinity": Class(
         "it is infinite and used in divisions alone, where 1/∞ and 1/(-∞) are 0",

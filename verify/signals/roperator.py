@@ -28,7 +28,7 @@ CASES: tuple[tuple[Layer, Loss, Shape, bool], ...] = (
         mbp.sequential(
             mbp.Flatten(),
             mbp.Dense(2, mbp.squared_relu, bias=False),
-            mbp.hard_silu,
+            mbp.squared_relu,
             mbp.Flatten(),
             mbp.Dense(2),
         ),
@@ -99,7 +99,7 @@ def rules() -> list[Rule]:
         *map(of_loss_product, LOSSES),
         # bounds can't judge MulticlassHinge, and fractions have no roots
         *(of_loss_factor(each) for each in LOSSES if is_convex(each) and bounded(each)),
-        *(of_curvature(activation) for kind in OF_JAX for activation in _settings(kind)),
+        *map(of_curvature, activations()),
     ]
 
 
@@ -265,5 +265,11 @@ def bounded(loss: Loss) -> bool:
     return "L4 bounds" not in specs.of_loss(loss).omitted
 
 
-def _settings(kind: Any) -> list[Activation]:
-    return [kind(setting) for setting in SETTINGS[kind][:2]] if kind in SETTINGS else [kind()]
+def activations() -> list[Activation]:
+    """Every activation, families at two settings."""
+    kinds: list[Any] = list(OF_JAX)
+    return [
+        each
+        for kind in kinds
+        for each in (map(kind, SETTINGS[kind][:2]) if kind in SETTINGS else [kind()])
+    ]
