@@ -65,6 +65,36 @@ def test_every_activation_in_a_network(activation):
     assert judged(rule, ("normal", "normal")).ok
 
 
+NETWORKS = (
+    # x enters other than through a dense layer: with R{x} = 0 beside it
+    mbp.sequential(mbp.skip(mbp.Dense(2, mbp.silu)), mbp.Dense(2)),
+    mbp.parallel(mbp.Dense(2, mbp.tanh), mbp.Dense(2), combine="sum"),
+    mbp.sequential(mbp.stack(mbp.Dense(2, mbp.tanh), 2), mbp.Dense(2)),
+    mbp.tied(mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(2)), ((0,), (1,))),
+    mbp.checkpoint(mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(2))),
+    mbp.reversible(mbp.Dense(1, mbp.tanh), mbp.Dense(1, mbp.sigmoid), 2),
+    mbp.sequential(mbp.skip(mbp.tanh), mbp.parallel(mbp.tanh, mbp.silu), mbp.Dense(2, mbp.tanh)),
+    mbp.sequential(mbp.sequential(mbp.tanh), mbp.sequential(mbp.silu, mbp.Dense(2)), mbp.mish),
+)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=repr)
+def test_every_way_through_combinators(network):
+    rule = roperator.of_products(network, mbp.SoftmaxCrossEntropy(), (2, 2))
+    assert judged(rule, ("normal", "normal")).ok
+
+
+@pytest.mark.parametrize("case", roperator.CASES, ids=str)
+def test_both_products_of_every_case(case):
+    assert judged(roperator.of_products(*case)).ok
+
+
+def test_sequences_have_a_prediction_for_each_step():
+    network = mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(3))
+    rule = roperator.of_products(network, mbp.SoftmaxCrossEntropy(), (2, 2, 2), True)
+    assert judged(rule, ("normal", "normal")).ok
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_every_loss_below_a_network(loss):
     verdict = judged(roperator.of_loss_product(loss), ("normal", "large"))

@@ -107,23 +107,23 @@ def hessian_visit(
     """R{dparams} and [dA_prev, R{dA_prev}] from [dA, R{dA}]."""
     layer, (own, ra_prev, bend) = moving.layer, residuals
     if moving.at_rest and not isinstance(layer, Dense):
-        return (), dout  # nothing below depends on params
+        return layer.backward((), own, dout)  # zeros, see below
     da, rda = dout[0], dout[1]
     if isinstance(layer, Flatten):
         return (), jnp.stack([layer.backward((), own, each)[1] for each in (da, rda)])
     activation, kept = (layer.activation, own.kept) if isinstance(layer, Dense) else (layer, own)
-    dz, rdz = (activation.backward((), kept, each)[1] for each in (da, rda))
+    (_, dz), (_, rdz) = (activation.backward((), kept, each) for each in (da, rda))
     if not isinstance(activation, Gated):
         rdz += da * bend
     if not isinstance(layer, Dense):
         return (), jnp.stack([dz, rdz])
     here, direction = apart(params)
     rdW = outer_over_examples(rdz, own.a_prev, like=here.W)
-    if not moving.at_rest:
-        rdW += outer_over_examples(dz, ra_prev, like=here.W)
     rdb = sum_over_examples(rdz).astype(here.b.dtype) if layer.bias else ()
-    da_prev = dz @ here.W
-    rda_prev = rdz @ here.W + dz @ direction.W
+    if moving.at_rest:
+        return Params(rdW, rdb), jnp.zeros_like(own.a_prev)  # no params below ask for more
+    rdW += outer_over_examples(dz, ra_prev, like=here.W)
+    da_prev, rda_prev = dz @ here.W, rdz @ here.W + dz @ direction.W
     return Params(rdW, rdb), jnp.stack([da_prev, rda_prev]).astype(own.a_prev.dtype)
 
 

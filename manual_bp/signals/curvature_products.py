@@ -40,7 +40,7 @@ kin g'' = 0, so that what lies at the kink itself (a multiple of Dirac's δ) isn
 
 Kept  A_prev, R{A_prev}, what g' needs, and g'' ⊙ R{Z}: about three times what a gradient keeps.
 Cost  of matrix products per dense layer with n_in n_out weights and m examples, each of
-      2 m n_in n_out flops: 3 in a gradient, 8 in H V, 6 in G V; in the first layer 2, 3 and 3.
+      2 m n_in n_out flops: 3 in a gradient, 8 in H V, 5 in G V; in the first layer 2, 3 and 3.
 Ill-conditioned  as the gradient is; and where the terms of R{dZ} cancel.
 Shapes  V and H V: those of params; R{Z}, R{A}, R{dZ}, R{dA}: those of Z, A, dZ, dA
 Source  Pearlmutter (1994), Fast exact multiplication by the Hessian; Schraudolph (2002), Fast
