@@ -5,7 +5,7 @@ Of each layer, from the sweep that makes the gradient, with ‖v‖ = √(Σ v²
     norm/dZ      ‖dZ‖ of a dense layer, norm/dout of any other: the error that arrives there
     dead/A       share of units u with g'(Z_nu) = 0 for every example and place n, of activations
                  that are flat on an interval: relu, relu6, squared_relu and those named hard_
-    saturated/A  share of entries with |g'(Z_nu)| < max |g'| / 20, of all other activations but
+    saturated/A  share of entries with |g'(Z_nu)| < max |g'| / 16, of all other activations but
                  identity and leaky_relu, and of those named hard_
 
 of the gradient, and of an optimiser's step from W to W', which come later,
@@ -16,8 +16,8 @@ of the gradient, and of an optimiser's step from W to W', which come later,
 What they tell. Errors that shrink from layer to layer on their way down vanish, errors that grow
 explode; dv is ∂J/∂v with the examples' weights in it, so that norms of batches of any size compare.
 A dead unit of relu has no gradient at this batch, and one that is dead at every batch never will. A
-saturated entry passes less than a twentieth of the error that it could pass: sigmoid beyond
-|z| = 4.36, tanh beyond 2.18, both within 2.6% of their limits. An update of 10⁻³ of its weights is
+saturated entry passes less than a sixteenth of the error that it could pass: sigmoid beyond
+|z| = 4.13, tanh beyond 2.06, softsign beyond 3. An update of 10⁻³ of its weights is
 usual; far less is standstill, far more is noise.
 
 Derivation.  dA ⊙ g'(Z) is what an activation makes of dA, from what it kept of Z. Of dA = 1 it
@@ -59,8 +59,9 @@ from manual_bp.inputs import check_arrays
 from manual_bp.layer import Combinator, Layer, Loss, Static, Tree, accumulation_dtype
 from manual_bp.layers.dense import Dense
 
-SATURATED = 0.05
-"""An entry is saturated when |g'| is below this share of the largest |g'|."""
+SATURATED = 1 / 16
+"""An entry is saturated when |g'| is below this share of the largest |g'|: a power of two, so that
+what is compared is exact. softsign is there beyond 3."""
 
 
 class Slope(NamedTuple):
@@ -134,7 +135,7 @@ def diagnosed_pass(
     """The gradient, and beside it norms of errors, dead units and saturation.
 
         norm/dZ = √(Σ dZ²),   dead/A = share of units whose g'(Z) is 0 for all examples,
-        saturated/A = share of entries with |g'(Z)| < max |g'| / 20
+        saturated/A = share of entries with |g'(Z)| < max |g'| / 16
 
     Names are those of `intermediates` after a slash: layers count from 1, children of a combinator
     after a dot, as in "norm/dZ2.1". A dense layer has "norm/dZ", any other "norm/dout". Its
@@ -163,8 +164,10 @@ def diagnosed_pass(
         ['norm/dZ1', 'dead/A1', 'norm/dZ2']
     """
     loss = check_call(params, x, y, weights, taken, network, loss)
-    *fields, names, values = _compiled(params, x, y, weights, taken, network=network, loss=loss)
-    return DiagnosedPass(*fields, dict(zip(names.value, values, strict=True)))
+    found = _compiled(params, x, y, weights, taken, network=network, loss=loss)
+    total, prediction, grads, observed, names, values = found
+    diagnostics = dict(zip(names.value, values, strict=True))
+    return DiagnosedPass(total, prediction, grads, observed, diagnostics)
 
 
 def gradient_norms(
@@ -241,13 +244,13 @@ def visit(
     dparams, dx = layer.backward(params, residuals, dout)
     if isinstance(layer, Dense):
         named = {"norm/dZ": norm(layer.error(residuals, dout))}
-        shares = _shares(layer.activation, residuals.kept, dout)
-        named |= {f"{name}/A": share for name, share in shares.items()}
+        found = shares(layer.activation, residuals.kept, dout)
+        named |= {f"{name}/A": share for name, share in found.items()}
     else:
         named = {"norm/dout": norm(dout)}
         if isinstance(layer, Activation):
-            shares = _shares(layer, residuals, dout)
-            named |= {f"{name}/out": share for name, share in shares.items()}
+            found = shares(layer, residuals, dout)
+            named |= {f"{name}/out": share for name, share in found.items()}
     return Measured(Static(tuple(named)), tuple(named.values()), dparams), dx
 
 
@@ -257,7 +260,7 @@ def norm(values: jax.Array, steps: int = 0) -> jax.Array:
     return jnp.sqrt(jnp.square(wide).sum(tuple(range(steps, values.ndim))))
 
 
-def _shares(activation: Activation, kept: Tree, dout: jax.Array) -> dict[str, jax.Array]:
+def shares(activation: Activation, kept: Tree, dout: jax.Array) -> dict[str, jax.Array]:
     """The shares of dead units and of saturated entries; dout is there for its shape alone."""
     if type(activation) not in SLOPES:
         name = type(activation).__name__
@@ -266,18 +269,19 @@ def _shares(activation: Activation, kept: Tree, dout: jax.Array) -> dict[str, ja
             f"activation is dead or saturated. Enter your own: SLOPES[{name}] = Slope(flat=False, "
             "largest=lambda g: 1.0), with the largest |g'|."
         )
-    known, shares = SLOPES[type(activation)], {}
+    known, found = SLOPES[type(activation)], {}
     dtype = accumulation_dtype(dout)
-    slope = jnp.abs(activation.scale(kept, jnp.ones_like(dout)).astype(dtype))
+    size = jnp.abs(activation.scale(kept, jnp.ones_like(dout)).astype(dtype))  # |g'|
     if known.flat:
         examples = tuple(range(max(dout.ndim - 1, 1)))
-        shares["dead"] = (slope == 0).all(examples).mean(dtype=dtype)
+        alive = (size > 0).astype(dtype).max(examples)
+        found["dead"] = (1 - alive).mean()
     largest = known.largest(activation)
     if largest < math.inf:
         # first of each example: float32 has no odd numbers beyond 2²⁴
-        saturated = (slope < SATURATED * largest).astype(dtype)
-        shares["saturated"] = saturated.mean(tuple(range(1, dout.ndim))).mean()
-    return shares
+        saturated = (size < SATURATED * largest).astype(dtype)
+        found["saturated"] = saturated.mean(tuple(range(1, dout.ndim))).mean()
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("network", "loss"))
@@ -327,7 +331,7 @@ def _compiled_ratios(
     found = _parameters(network, loss, params, updated)
     return (
         Static(tuple(f"update/{name}" for name, *_ in found)),
-        [_ratio(*pair, steps) for _, steps, pair in found],
+        [_ratio(before, after, steps) for _, steps, (before, after) in found],
     )
 
 
