@@ -2,10 +2,12 @@
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
+import manual_bp as mbp
 from benchmarks import __main__ as benchmarks
-from benchmarks import attention, linear_cross_entropy, lstm, stack
+from benchmarks import attention, diagnostics, linear_cross_entropy, lstm, stack
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -74,3 +76,10 @@ def test_attention_is_measured(monkeypatch, tmp_path):
 def test_attention_in_blocks_needs_a_twentieth_of_the_memory_of_autodiff():
     (row,) = attention.measure_memory()
     assert row.target == 0.05 and 0 < row.ratio <= 0.05, row
+
+
+def test_a_step_with_diagnostics_is_measured():
+    network = mbp.mlp([4, 6, 3]), jnp.ones((5, 4))
+    rows = diagnostics.measure({"small": network}, rounds=1, steps=1)
+    assert [row.target for row in rows] == [1.05, None]
+    assert all(row.measured > 0 and row.against > 0 for row in rows)

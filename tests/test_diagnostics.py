@@ -1,6 +1,7 @@
 """Diagnostics: the gradient isn't touched, names and shares are right, errors say what to do."""
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -30,20 +31,31 @@ PARAMS = NETWORK.init(jax.random.key(0), X)
         (NETWORK, X, Y),
         (mbp.mlp([4, 6, 3], hidden=mbp.tanh), X, Y),
         (mbp.sequential(mbp.Dense(6), mbp.BatchNorm(), mbp.silu, mbp.Dense(3)), X, Y),
-        (mbp.lenet(3), IMAGES, Y),
         (mbp.gpt(7, context=6, width=8, heads=2), TOKENS, TOKENS),
-        (mbp.char_lstm(7, width=5), TOKENS, TOKENS),
     ],
-    ids=["relu", "tanh", "batch norm", "lenet", "gpt", "lstm"],
+    ids=["relu", "tanh", "batch norm", "gpt"],
 )
 def test_the_pass_is_manual_pass_bit_for_bit(network, x, y):
+    assert_same_pass(network, x, y)
+
+
+@pytest.mark.parametrize(
+    ("network", "x", "y", "taken"),
+    [(mbp.lenet(3), IMAGES, Y, {}), (mbp.char_lstm(7, width=5), TOKENS, TOKENS, {"state": None})],
+    ids=["lenet", "lstm"],
+)
+def test_the_pass_is_manual_pass_operation_for_operation(network, x, y, taken):
+    """Compiled, sums over places may be taken in another order: XLA fuses them otherwise."""
+    with jax.disable_jit():
+        assert_same_pass(network, x, y, **taken)
+
+
+def assert_same_pass(network, x, y, **taken):
     params = network.init(jax.random.key(0), x)
-    ours = mbp.diagnosed_pass(params, x, y, network=network)
-    plain = mbp.manual_pass(params, x, y, network=network)
+    ours = mbp.diagnosed_pass(params, x, y, network=network, **taken)._asdict()
+    plain = mbp.manual_pass(params, x, y, network=network, **taken)._asdict()
     for name in ("loss", "prediction", "grads", "observed"):
-        jax.tree.map(np.testing.assert_array_equal, ours[ours._fields.index(name)], plain[
-            plain._fields.index(name)
-        ])  # fmt: skip
+        jax.tree.map(np.testing.assert_array_equal, ours[name], plain[name])
 
 
 @pytest.mark.parametrize("rule", definition.rules(), ids=str)
@@ -54,7 +66,7 @@ def test_equal_to_the_definition(rule):
         assert judge(rule, args).ok, judge(rule, args)
 
 
-@pytest.mark.parametrize("spec", specs.layers(), ids=lambda spec: spec.kinds[0].__name__)
+@pytest.mark.parametrize("spec", specs.layers(), ids=lambda spec: repr(spec.samples[0][0]))
 def test_every_layer_has_an_error_norm_and_a_norm_for_each_parameter(spec):
     layer, shape = spec.samples[0]
     rng = generator(0)
@@ -165,6 +177,7 @@ def test_parameters_of_the_loss_are_named():
 # --- errors ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class Cubed(Activation):
     def value(self, z):
         return z**3
