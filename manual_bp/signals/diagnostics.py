@@ -388,7 +388,7 @@ def _fields(params: Tree) -> list[tuple[str, jax.Array]]:
 
 def _check_alike(params: Tree, updated: Tree) -> None:
     """Raise unless what was updated is nested like params and as large."""
-    structures = [jax.tree.structure(tree) for tree in (params, updated)]
+    structures = [jax.tree.flatten(tree)[1] for tree in (params, updated)]
     advice = "Give what optax.apply_updates(params, updates) returns."
     if structures[0] != structures[1]:
         raise TypeError(
