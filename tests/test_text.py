@@ -247,3 +247,28 @@ def test_a_held_out_text_shorter_than_a_batch_is_read_in_fewer_rows():
     one_by_one = dataclasses.replace(settings, batch=2)
     found = [training.validate(each, network, params, tokens) for each in (settings, one_by_one)]
     assert np.isfinite(found[0]) and found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "steps must be an int from 1 on, got 0"),
+        ({"batch": 2.5}, "batch must be an int from 1 on, got 2.5"),
+        ({"heads": 0}, "heads must be an int from 1 on, got 0"),
+        ({"seed": -1}, "seed must be an int from 0 on, got -1"),
+        ({"rate": 0.0}, "rate must be a finite number above 0"),
+        ({"clip": float("nan")}, "clip must be a finite number above 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be a finite number from 0 on"),
+        ({"model": "gtp"}, "model must be 'gpt' or 'char_lstm', got 'gtp'"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_trained_with_are_errors(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SHORT["gpt"], **wrong)
+
+
+def test_the_command_line_names_a_wrong_setting(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["gpt", "--steps", "-3"])
+    assert "steps must be an int from 1 on, got -3" in capsys.readouterr().err

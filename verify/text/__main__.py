@@ -46,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
         for field in dataclasses.fields(Settings)
         if getattr(options, field.name, None) is not None
     }
-    settings = dataclasses.replace(TASKS[options.model], **chosen)
+    try:
+        settings = dataclasses.replace(TASKS[options.model], **chosen)
+    except ValueError as error:
+        _parser().error(str(error))
     text, console = corpus(), Console()
     if not console.is_terminal:
         console.width = 120

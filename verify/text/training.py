@@ -50,6 +50,25 @@ class Settings:
     evaluate_every: int = 125
     save_every: int = 250
 
+    def __post_init__(self) -> None:
+        if self.model not in ("gpt", "char_lstm"):
+            raise ValueError(f"model must be 'gpt' or 'char_lstm', got {self.model!r}.")
+        positive = ("steps", "batch", "context", "width", "depth", "evaluate_every", "save_every")
+        least = {**dict.fromkeys(positive, 1), "heads": int(self.model == "gpt")}
+        for name, low in {**least, "warmup": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"{name} must be an int from {low} on, got {value!r}.")
+        for name, low in {
+            "rate": "above 0",
+            "clip": "above 0",
+            "weight_decay": "from 0 on",
+        }.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not (0 <= value < float("inf")) or (low == "above 0" and value == 0):
+                raise ValueError(f"{name} must be a finite number {low}, got {value!r}.")
+
     def network(self, vocabulary: int) -> Layer:
         """The model."""
         if self.model == "gpt":
