@@ -53,6 +53,8 @@ class Setting:
         jax.tree_util.register_static(cls)
         if "__repr__" not in cls.__dict__:  # else @dataclass would write one that repeats defaults
             cls.__repr__ = cls.__repr__  # the inherited one, now the class's own
+        if "init" in cls.__dict__:
+            cls.init = _of_canonical_dtype(cls.__dict__["init"])
 
     def __repr__(self) -> str:
         """What one would write to make it, without what is left at its default."""
@@ -65,6 +67,18 @@ class Setting:
             else:
                 shown.append(f"{value!r}" if by_position else f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _of_canonical_dtype(init: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`init` for inputs of a dtype that JAX doesn't use, NumPy's float64: parameters get JAX's."""
+
+    @functools.wraps(init)
+    def canonical(self: Any, key: jax.Array, x: Any) -> Tree:
+        if hasattr(x, "dtype") and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+            x = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+        return init(self, key, x)
+
+    return canonical
 
 
 @jax.tree_util.register_static

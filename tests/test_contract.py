@@ -434,3 +434,24 @@ def test_order_of_computation_is_the_walk_back():
         *("Z1", "A1", "Z2"),
         *("J", "dZ2", "dA1", "dZ1", "dW1"),
     ]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        mbp.Dense(2),
+        mbp.Conv(2, 3),
+        mbp.LayerNorm(),
+        mbp.LSTM(3),
+        mbp.LastStep(),
+        mbp.skip(mbp.Dense(4)),
+    ],
+    ids=repr,
+)
+def test_numpy_float64_is_welcome_at_init_and_forward(layer):
+    x = np.ones((3, 5, 4))
+    params = layer.init(jax.random.key(0), x)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} <= {"float32"}
+    out, _ = layer.forward(params, x, **dict.fromkeys(layer.takes))
+    assert isinstance(out, jax.Array)

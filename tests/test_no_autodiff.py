@@ -28,6 +28,7 @@ JAX_NAMES = {
     "jax.lax.associative_scan",
     "jax.Array",
     "jax.ShapeDtypeStruct",
+    "jax.dtypes.canonicalize_dtype",
     "jax.dtypes.float0",
     "jax.dtypes.prng_key",
     "jax.eval_shape",

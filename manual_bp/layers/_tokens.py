@@ -39,7 +39,7 @@ def check_tokens(layer: Layer, x: np.ndarray, counted: np.ndarray, vocabulary: i
         return
     place = tuple(map(int, wrong[0]))
     where = ", ".join(map(str, place))
-    advice = "Give padding a token of its own, or weights of 0."
+    advice = "Give padding a token of its own; a gradient also takes weights of 0."
     if x[place] >= 0:
         advice = "vocabulary must be larger than the largest token."
     more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

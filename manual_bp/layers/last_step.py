@@ -53,7 +53,7 @@ class LastStep(Layer):
     def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, Static]:
         check_taken(self, taken)
         self._check(x)
-        return x[:, -1], Static(x.shape[1])
+        return jnp.asarray(x)[:, -1], Static(x.shape[1])
 
     def backward(self, params: Tree, residuals: Static, dout: jax.Array) -> tuple[Tree, jax.Array]:
         earlier = residuals.value - 1
