@@ -353,6 +353,14 @@ class Combinator(Layer):
                     f"{name} must be nested like the network: a tuple of {count}, as "
                     f"manual_pass(...).observed is; got a {given}."
                 )
+            for index, (child, each) in enumerate(zip(self.children, nested, strict=True)):
+                # what is observed holds statistics beside states: BatchNorm's are let pass
+                idle = name not in child.takes and type(child).observe is Layer.observe
+                if name == "state" and idle and jax.tree.leaves(each):
+                    raise ValueError(
+                        f"state: there are arrays at {index}, for {child!r}, which takes no "
+                        "state. Nest it as manual_pass(...).observed is, with () there."
+                    )
 
 
 class Loss(Setting):

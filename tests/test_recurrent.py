@@ -414,3 +414,13 @@ def test_what_is_taken_must_hold_arrays(taken, says):
             call()
         for text in says:
             assert text in str(error.value)
+
+
+def test_a_state_where_a_layer_takes_none_is_an_error():
+    lstm = mbp.LSTM(3, stateful=True)
+    network, x = mbp.sequential(lstm, mbp.BatchNorm(), mbp.Dense(2)), jnp.ones((2, 4, 5))
+    params = network.init(jax.random.key(0), x)
+    observed = network.observe(network.forward(params, x, state=None)[1])
+    network.forward(params, x, state=observed)
+    with pytest.raises(ValueError, match=r"arrays at 2, for Dense\(2\), which takes no state"):
+        network.forward(params, x, state=(*observed[:2], jnp.ones(3)))
