@@ -14,6 +14,7 @@ from benchmarks import (
     lstm,
     stack,
 )
+from benchmarks import attention, linear_cross_entropy, lstm, per_example, stack
 from benchmarks.measuring import show
 
 BENCHMARKS = {
@@ -23,6 +24,7 @@ BENCHMARKS = {
     "linear_cross_entropy": linear_cross_entropy,
     "clipping": clipping,
     "diagnostics": diagnostics,
+    "per_example": per_example,
 }
 
 
