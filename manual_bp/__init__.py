@@ -93,6 +93,8 @@ from manual_bp.models.mlp import mlp as mlp
 from manual_bp.models.resnet import resnet as resnet
 from manual_bp.signals.clipping import clipped_grads as clipped_grads
 from manual_bp.signals.clipping import clipped_pass as clipped_pass
+from manual_bp.signals.curvature import empirical_fisher as empirical_fisher
+from manual_bp.signals.curvature import ggn_diagonal as ggn_diagonal
 from manual_bp.signals.curvature_products import ggn_vector_product as ggn_vector_product
 from manual_bp.signals.curvature_products import (
     hessian_vector_product as hessian_vector_product,

@@ -250,6 +250,32 @@ def sweep(
     Returns:
         Sweep, with what was seen nested like the network.
     """
+    prediction, residuals, weights = begin(
+        network, loss, params, x, y, weights, taken, unweighted=unweighted
+    )
+    values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
+    total = jnp.where(weights == 0, 0, weights * values).sum()
+    error = dprediction.astype(prediction.dtype)
+    seen, dx = network.walk(visit, error, params, residuals)
+    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
+
+
+def begin(
+    network: Layer,
+    loss: Loss,
+    params: Tree,
+    x: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    taken: dict[str, Any],
+    *,
+    unweighted: Unweighted | None = None,
+) -> tuple[jax.Array, Tree, jax.Array]:
+    """(prediction, residuals, weights): a sweep up to its first error.
+
+    Args:
+        network, loss, params, x, y, weights, taken, unweighted: as for `sweep`.
+    """
     check_batch(x, y)
     if weights is not None:
         x = without_idle_spoilers(network, x, weights)
@@ -260,12 +286,7 @@ def sweep(
             for name, value in taken.items()
         }
     prediction, residuals = network.forward(params, x, **taken)
-    weights = weights_of(loss, prediction, y, weights, unweighted)
-    values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
-    total = jnp.where(weights == 0, 0, weights * values).sum()
-    error = dprediction.astype(prediction.dtype)
-    seen, dx = network.walk(visit, error, params, residuals)
-    return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
+    return prediction, residuals, weights_of(loss, prediction, y, weights, unweighted)
 
 
 def weights_of(

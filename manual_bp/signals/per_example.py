@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from manual_bp.combinators.tied import Tied
 from manual_bp.gradients import Sweep, check_call, close_params, open_params, sweep
-from manual_bp.layer import Combinator, Layer, Loss, Tree
+from manual_bp.layer import Combinator, Layer, Loss, Tree, Visit
 from manual_bp.signals.factored import factors, is_form, loss_factors
 from manual_bp.signals.factors import Uses, each_gradient, inner_products, squared_norms
 
@@ -213,31 +213,72 @@ def over_factors(
             parameters are shared; else each layer's are used when its error arrives.
     """
     opened, tree, loss_params = open_params(params, network, loss)
+    late = late or meets_late(opened, loss, loss_params)
+    step = sweep(
+        visit_of(of_uses, late),
+        opened,
+        loss,
+        tree,
+        loss_params,
+        x,
+        y,
+        weights,
+        taken,
+        unweighted=mean_of_example,
+    )
+    of_loss = uses_of(loss_factors(loss, loss_params, step.prediction, y, step.weights))
+    return gathered_uses(of_uses, late, step.seen, of_loss, params, opened, loss), step
+
+
+def meets_late(network: Layer, loss: Loss, loss_params: Tree) -> bool:
+    """Whether parameters are used in several places, whose factors meet when the sweep is over."""
     borrowed = not loss.parametric and bool(jax.tree.leaves(loss_params))
-    late = late or borrowed or _has_shared(opened)
+    return borrowed or has_shared(network)
+
+
+def visit_of(of_uses: Callable[[Uses], Tree], late: bool) -> Visit:
+    """The visit of `factors`; unless late, of_uses is taken of them at once."""
 
     def visit(layer: Layer, dout: jax.Array, params: Tree, residuals: Tree) -> tuple[Tree, Any]:
         forms, dx = factors(layer, dout, params, residuals)
-        return forms if late else jax.tree.map(of_uses, _uses(forms)), dx
+        return forms if late else jax.tree.map(of_uses, uses_of(forms)), dx
 
-    step = sweep(
-        visit, opened, loss, tree, loss_params, x, y, weights, taken, unweighted=mean_of_example
-    )
-    of_loss = _uses(loss_factors(loss, loss_params, step.prediction, y, step.weights))
+    return visit
+
+
+def gathered_uses(
+    of_uses: Callable[[Uses], Tree],
+    late: bool,
+    seen: Tree,
+    of_loss: Tree,
+    params: Tree,
+    network: Layer,
+    loss: Loss,
+) -> Tree:
+    """What a walk with `visit_of` saw, as of_uses of each parameter, nested like params.
+
+    Args:
+        of_uses, late: as the visit had them.
+        seen: what the walk saw.
+        of_loss: `Uses` of the loss's own parameters, nested like them.
+        params: as the caller gave them.
+        network, loss: as opened.
+    """
     if not late:
-        return close_params(step.seen, jax.tree.map(of_uses, of_loss), params, opened, loss), step
-    closed = close_params(opened.gather(_uses(step.seen)), of_loss, params, opened, loss)
-    return jax.tree.map(of_uses, closed), step
+        return close_params(seen, jax.tree.map(of_uses, of_loss), params, network, loss)
+    closed = close_params(network.gather(uses_of(seen)), of_loss, params, network, loss)
+    return jax.tree.map(of_uses, closed)
 
 
-def _uses(forms: Tree) -> Tree:
+def uses_of(forms: Tree) -> Tree:
+    """Forms, each as the `Uses` of its parameter."""
     return jax.tree.map(Uses, forms, is_leaf=is_form)
 
 
-def _has_shared(network: Layer) -> bool:
+def has_shared(network: Layer) -> bool:
     """Whether parameters are used in several places."""
     if isinstance(network, Combinator):
-        return isinstance(network, Tied) or any(map(_has_shared, network.children))
+        return isinstance(network, Tied) or any(map(has_shared, network.children))
     return False
 
 
