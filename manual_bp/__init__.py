@@ -104,6 +104,10 @@ from manual_bp.signals.diagnostics import diagnosed_pass as diagnosed_pass
 from manual_bp.signals.diagnostics import gradient_norms as gradient_norms
 from manual_bp.signals.diagnostics import update_ratios as update_ratios
 from manual_bp.signals.intermediates import intermediates as intermediates
+from manual_bp.signals.kfac import ConvFactors as ConvFactors
+from manual_bp.signals.kfac import DenseFactors as DenseFactors
+from manual_bp.signals.kfac import TableFactors as TableFactors
+from manual_bp.signals.kfac import kfac_factors as kfac_factors
 from manual_bp.signals.moments import cosine_similarities as cosine_similarities
 from manual_bp.signals.moments import gradient_moments as gradient_moments
 from manual_bp.signals.moments import gradient_noise as gradient_noise

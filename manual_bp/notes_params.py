@@ -27,7 +27,7 @@ def read(params: Tree) -> tuple[Params, ...]:
     Raises:
         TypeError: when params can't be read so, naming the part that can't.
     """
-    if _is_pair(params):
+    if is_pair(params):
         return (_read_pair(params, "params"),)
     if isinstance(params, dict):
         raise TypeError(
@@ -75,7 +75,8 @@ def _is_leaf(part: Any) -> bool:
     return part is not None and not isinstance(part, tuple | list | dict)
 
 
-def _is_pair(part: Any) -> bool:
+def is_pair(part: Any) -> bool:
+    """Whether it is meant as one pair (W, b)."""
     if isinstance(part, dict):
         return "W" in part or "b" in part
     if hasattr(part, "_fields"):

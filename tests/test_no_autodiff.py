@@ -60,6 +60,7 @@ JAX_NAMES = {
     "jax.random.fold_in",
     "jax.random.key",
     "jax.random.normal",
+    "jax.random.rademacher",
     "jax.random.split",
     "jax.random.uniform",
     "jax.tree.flatten",
