@@ -108,6 +108,8 @@ from manual_bp.signals.kfac import ConvFactors as ConvFactors
 from manual_bp.signals.kfac import DenseFactors as DenseFactors
 from manual_bp.signals.kfac import TableFactors as TableFactors
 from manual_bp.signals.kfac import kfac_factors as kfac_factors
+from manual_bp.signals.kfac_optimizer import KFACState as KFACState
+from manual_bp.signals.kfac_optimizer import kfac as kfac
 from manual_bp.signals.moments import cosine_similarities as cosine_similarities
 from manual_bp.signals.moments import gradient_moments as gradient_moments
 from manual_bp.signals.moments import gradient_noise as gradient_noise
