@@ -12,9 +12,9 @@ from benchmarks import (
     diagnostics,
     linear_cross_entropy,
     lstm,
+    per_example,
     stack,
 )
-from benchmarks import attention, linear_cross_entropy, lstm, per_example, stack
 from benchmarks.measuring import show
 
 BENCHMARKS = {
