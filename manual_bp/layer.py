@@ -72,11 +72,15 @@ class Setting:
 def _of_canonical_dtype(init: Callable[..., Tree]) -> Callable[..., Tree]:
     """`init` for inputs of a dtype that JAX doesn't use, NumPy's float64: parameters get JAX's."""
 
+    def as_jax_has_it(given: Any) -> Any:
+        if hasattr(given, "dtype") and jax.dtypes.canonicalize_dtype(given.dtype) != given.dtype:
+            return jax.ShapeDtypeStruct(given.shape, jax.dtypes.canonicalize_dtype(given.dtype))
+        return given
+
     @functools.wraps(init)
-    def canonical(self: Any, key: jax.Array, x: Any) -> Tree:
-        if hasattr(x, "dtype") and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
-            x = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-        return init(self, key, x)
+    def canonical(self: Any, key: jax.Array, *given: Any, **named: Any) -> Tree:
+        named = {name: as_jax_has_it(each) for name, each in named.items()}
+        return init(self, key, *map(as_jax_has_it, given), **named)
 
     return canonical
 
