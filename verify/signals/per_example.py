@@ -42,7 +42,7 @@ SAMPLES = (
     Sample(mbp.mlp([2, 2, 1], hidden=mbp.tanh), (2, 2), SQUARES, ALL),  # gram: g_i is smaller
     Sample(D(8, mbp.tanh), (2, 2, 9), SQUARES, ("squared",)),  # places: Gram matrices are cheaper
     Sample(D(4, mbp.tanh), (2, 2, 5), SQUARES, ("gram",)),
-    Sample(mbp.sequential(D(2, mbp.relu), D(2)), (2, 3, 2), SQUARES, ALL),  # places: g_i is
+    Sample(mbp.sequential(D(3, mbp.tanh), D(2)), (2, 3, 2), SQUARES, ALL),  # places: g_i is
     Sample(D(2, bias=False), (2, 3), mbp.SoftmaxCrossEntropy(), ("grads", "squared"), True),
     Sample(D(2), (2, 2, 1), mbp.SoftmaxCrossEntropy(ignored_class=1), ("grads", "squared")),
     Sample(D(2), (2, 3, 2), mbp.SoftmaxCrossEntropy(), ("grads",), True),
@@ -71,16 +71,16 @@ SAMPLES = (
         ("squared", "gram"),
     ),
     Sample(
-        mbp.stack(mbp.tied(mbp.sequential(D(1, mbp.tanh), D(1)), ((0,), (1,))), 2),
-        (2, 1),
+        mbp.stack(mbp.tied(mbp.sequential(D(2, mbp.tanh), D(2)), ((0,), (1,))), 2),
+        (2, 2),
         SQUARES,
         ("grads", "squared"),
     ),
     Sample(
-        mbp.tied(mbp.sequential(mbp.stack(D(1), 2), mbp.stack(D(1), 2)), ((0,), (1,))),
-        (2, 1),
+        mbp.tied(mbp.sequential(mbp.stack(D(2), 2), mbp.stack(D(2), 2)), ((0,), (1,))),
+        (2, 2),
         SQUARES,
-        ("grads", "squared", "gram"),
+        ALL,
     ),
     # every other kind of layer
     Sample(mbp.Conv(2, (2, 2), stride=(2, 1), groups=2), (2, 3, 2, 2), SQUARES, ALL),
@@ -131,7 +131,7 @@ SAMPLES = (
         ),
         ("grads", "squared"),
     ),
-    Sample(D(2), (3, 2), mbp.LinearCrossEntropy(2), ALL, True),
+    Sample(D(2), (3, 2), mbp.LinearCrossEntropy(2, chunk=2), ALL, True),
     Sample(
         mbp.sequential(mbp.Embedding(3, 2), D(2, mbp.tanh)),
         (2, 2),
