@@ -41,6 +41,7 @@ CHOICES = (
 )
 TURNED_BY_EQUALITY = {"gt": "made ge", "ge": "made gt", "lt": "made le", "le": "made lt"}
 PASSED_ON = ("select_n", "broadcast_in_dim", "convert_element_type", "reshape")
+LINEAR = ("mul", "dot_general", "reduce_sum")
 EVEN = ("abs", "square", "cosh", "cos")
 EVEN_TOGETHER = ("mul", "dot_general", "eq", "ne")
 """Of two operands: (-a)(-b) = a b, and -a = -b where a = b."""
@@ -86,6 +87,7 @@ class Class(NamedTuple):
 
 def classify(evidence: Evidence, vanishings: list[Vanishing]) -> tuple[str, str]:
     """(name of the class, why there is none): every place where a change vanishes needs a class."""
+    vanishings = [each for each in vanishings if not _turns_nothing(each)] or vanishings
     own: list[Vanishing] = []
     places: dict[Any, list[Vanishing]] = {}
     for each in vanishings:
@@ -204,6 +206,18 @@ def _signs(before: Any, after: Any) -> Any:
     if before.dtype != object or not (kept | (after == -before)).all():
         return None
     return np.where(before == 0, 0, np.where(kept, 1, -1))
+
+
+def _turns_nothing(event: Vanishing) -> bool:
+    """One operand is turned to minus itself, and what is linear in it is 0: nothing is learnt."""
+    if event.equation.primitive.name not in LINEAR or np.asarray(event.outputs[0] != 0).any():
+        return False
+    changed = _changed(event)
+    return sum(changed) == 1 and all(
+        not np.asarray(a != -b, bool).any()
+        for here, a, b in zip(changed, event.before, event.after, strict=True)
+        if here
+    )
 
 
 def _sign_test(evidence: Evidence, events: list[Vanishing]) -> bool:
