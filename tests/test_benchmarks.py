@@ -7,8 +7,7 @@ import pytest
 
 import manual_bp as mbp
 from benchmarks import __main__ as benchmarks
-from benchmarks import attention, diagnostics, linear_cross_entropy, lstm, stack
-from benchmarks import attention, linear_cross_entropy, lstm, per_example, stack
+from benchmarks import attention, diagnostics, linear_cross_entropy, lstm, per_example, stack
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -84,6 +83,8 @@ def test_a_step_with_diagnostics_is_measured():
     rows = diagnostics.measure({"small": network}, rounds=1, steps=1)
     assert [row.target for row in rows] == [1.05, None]
     assert all(row.measured > 0 and row.against > 0 for row in rows)
+
+
 def test_norms_of_each_example_need_no_more_memory_than_a_gradient(monkeypatch):
     model = per_example.dense((64, 128, 128, 10), 32)
     *times, _, memory = per_example.rows_of(model, 1)
