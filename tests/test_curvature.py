@@ -150,8 +150,8 @@ def loss_after(steps, optimizer, uses_factors):
     x, _, y, _ = map(jnp.asarray, digits())
     network = mbp.mlp([64, 16, 10], hidden=mbp.tanh)
     params = network.init(KEY, x)
+    of = functools.partial(mbp.kfac_factors, x=x, y=y, network=network, fisher="exact")
     if uses_factors:
-        of = functools.partial(mbp.kfac_factors, x=x, y=y, network=network, fisher="exact")
         optimizer = mbp.kfac(0.3, jax.eval_shape(of, params))
 
     @jax.jit

@@ -36,11 +36,10 @@ def equal(one, other):
 def judged(rule, kinds=("normal", "ties"), seed=0):
     """The first verdict that doesn't hold, or the last."""
     judge = judges.rational if rule.exact else judges.bounds
-    for number, kind in enumerate(kinds):
-        verdict = judge(rule, rule.draw(generator(seed, number), kind))
-        if not verdict.ok:
-            break
-    return verdict
+    found = [
+        judge(rule, rule.draw(generator(seed, number), kind)) for number, kind in enumerate(kinds)
+    ]
+    return next((verdict for verdict in found if not verdict.ok), found[-1])
 
 
 # --- equal to the definition ----------------------------------------------------------------

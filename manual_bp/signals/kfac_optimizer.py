@@ -48,7 +48,7 @@ from manual_bp.signals.kfac import ConvFactors, DenseFactors, KroneckerFactors, 
 class KFACState(NamedTuple):
     """What K-FAC keeps from step to step."""
 
-    count: jax.Array
+    steps: jax.Array
     """Steps taken."""
     factors: Tree
     """Ā and Ḡ, nested as the factors given."""
@@ -119,8 +119,8 @@ def kfac(
                 "kfac: update needs factors=kfac_factors(...), nested like those that the "
                 f"optimiser was made for, {structure}; got {given}."
             )
-        count = state.count + 1
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        count = state.steps + 1
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         keep = jnp.minimum(1 - 1 / count, decay)
         averages = jax.tree.map(
             lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype),
