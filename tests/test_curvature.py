@@ -10,10 +10,12 @@ import pytest
 
 import manual_bp as mbp
 from manual_bp.signals.kfac_optimizer import precondition
+from verify import specs
 from verify.judges import same
 from verify.signals import curvature as definitions
 from verify.training import digits
 
+specs.layers()  # loaded before anything is traced: what they draw would be traced too
 KEY = jax.random.key(0)
 SOFTMAX = mbp.SoftmaxCrossEntropy()
 NORMED = mbp.sequential(mbp.Dense(2), mbp.BatchNorm(), mbp.Dense(3))
