@@ -110,9 +110,10 @@ def kfac(
         return KFACState(jnp.zeros((), jnp.int32), factors, jax.tree.map(jnp.zeros_like, params))
 
     def update(
-        grads: Tree, state: KFACState, params: Tree = None, *, factors: Tree = None, **others: Any
+        updates: Tree, state: Any, params: Tree = None, *, factors: Tree = None, **others: Any
     ) -> tuple[Tree, KFACState]:
         del params, others
+        grads = updates
         given = jax.tree.flatten(factors)[1]
         if given != structure:
             raise TypeError(
@@ -138,8 +139,8 @@ def kfac(
         velocity = jax.tree.map(
             lambda v, u: (momentum * v + u).astype(v.dtype), state.velocity, directions
         )
-        updates = jax.tree.map(lambda v, g: (-rate * v).astype(g.dtype), velocity, grads)
-        return updates, KFACState(count, averages, velocity)
+        moves = jax.tree.map(lambda v, g: (-rate * v).astype(g.dtype), velocity, grads)
+        return moves, KFACState(count, averages, velocity)
 
     return GradientTransformationExtraArgs(init, update)
 
@@ -163,7 +164,7 @@ def precondition(factors: KroneckerFactors | None, grads: Tree, *, damping: floa
         solve, steps = _conv, factors.A.ndim - 3
     else:
         solve, steps = _table, factors.A.ndim - 1
-    of_step = functools.partial(solve, damping=damping)
+    of_step: Callable[..., Any] = functools.partial(solve, damping=damping)
     for _ in range(steps):
         of_step = jax.vmap(of_step)
     found = of_step(factors.A, factors.G, W, *b)
