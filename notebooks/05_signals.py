@@ -1,0 +1,723 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Signals: what autodiff throws away
+#
+# On its way back, a backward pass holds for every layer the errors $e_i$ and the inputs $a_i$ of
+# every example $i$. The gradient is the sum of their products; autodiff returns the sum, and
+# nothing else. But the products tell which example pulls where, how much examples disagree, how
+# the loss is curved, and what happens if the error is carried back by something else than
+# $W^{\mathsf T}$. This notebook reads these signals off real training runs, on 8 × 8 digits. All
+# outputs are kept, so the notebook can be read without running anything.
+#
+# 1. What a backward pass by hand holds
+# 2. Wrong labels, found by their gradients
+# 3. The noise of a gradient, and what a larger batch is worth
+# 4. Feedback alignment: errors carried by random matrices
+# 5. Private training, and the accuracy it costs
+# 6. Curvature: the edge of stability
+# 7. K-FAC beside adam
+# 8. Left on while training: diagnostics
+# 9. What to take home
+
+# %%
+from functools import partial
+from time import perf_counter
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import manual_bp as mbp
+from verify import judges
+from verify.training import digits
+
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#2E9E6B", "#D1495B", "#8E5EA2"
+GREY = "#8A8A8A"
+plt.rcParams.update(
+    {
+        "figure.dpi": 110,
+        "figure.facecolor": "white",
+        "figure.constrained_layout.use": True,
+        "font.size": 11,
+        "axes.titlesize": 11,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+    }
+)
+
+
+def judged(name, verdict, right=True):
+    """Print a judge's verdict, and fail unless it is the expected one."""
+    said = "the same" if verdict.ok else f"not the same: {verdict.first_wrong}"
+    print(f"{name:<58} {said}")
+    assert verdict.ok == right, name
+
+
+def picture(axis, pixels, title="", **settings):
+    """64 numbers as an image of 8 × 8."""
+    axis.imshow(np.reshape(pixels, (8, 8)), **{"cmap": "gray_r"} | settings)
+    axis.set_title(title, fontsize=10)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+x_train, x_test, y_train, y_test = map(jnp.asarray, digits())
+N = len(x_train)
+print(f"{N} digits to train with, {len(x_test)} to test, pixels from 0 to 1")
+
+
+def batches(seed, steps, size):
+    """Which examples each step sees: (steps, size), every example once before any comes twice."""
+    rng = np.random.default_rng(seed)
+    epochs = [rng.permutation(N) for _ in range(steps * size // N + 1)]
+    return jnp.array(np.concatenate(epochs)[: steps * size].reshape(steps, size))
+
+
+def trained(learn, start, cuts, x=x_train, y=y_train):
+    """learn(carry, x, y) -> (carry, seen) over all batches in one scan: (carry, all seen)."""
+
+    @jax.jit
+    def run(start, x, y):
+        return jax.lax.scan(lambda carry, cut: learn(carry, x[cut], y[cut]), start, cuts)
+
+    return run(start, x, y)
+
+
+def accuracy(params, network):
+    """Share of the test digits that are named right."""
+    return (mbp.predict(params, x_test, network=network).argmax(-1) == y_test).mean()
+
+
+# %% [markdown]
+# ## 1. What a backward pass by hand holds
+#
+# In a dense layer $z_i = W a_i + b$, and the error of example $i$ at $z_i$ is $e_i$. Its share of
+# the gradient is an outer product, so its length needs no outer product:
+#
+# $$g_i = \big(e_i a_i^{\mathsf T},\; e_i\big), \qquad
+# \boxed{\;\|g_i\|^2 = \|e_i\|^2 \left(\|a_i\|^2 + 1\right)\;}$$
+#
+# since $\|e a^{\mathsf T}\|^2 = \sum_{jk} e_j^2 a_k^2$; the 1 is the bias. Over several layers the
+# squares add. `intermediates` shows $e_i$ and $a_i$; with `weights` of ones, row $i$ of each `dZ`
+# is the error of example $i$ alone. The judge `bounds` computes in doubles and carries a bound on
+# the rounding of every operation: *the same* means within these bounds, which nobody chose.
+
+# %%
+small = mbp.mlp((4, 3, 3, 2), hidden=mbp.tanh)
+rng = np.random.default_rng(0)
+few_x, few_y = rng.normal(size=(3, 4)), np.array([0, 1, 1])
+few_params = small.init(jax.random.key(0), jnp.array(few_x))
+
+
+def by_hand(params):
+    """‖g_i‖² of each example from e_i and a_i."""
+    seen = mbp.intermediates(params, few_x, few_y, network=small, weights=np.ones(3))
+    return sum(
+        (seen[f"dZ{l}"] ** 2).sum(1) * ((seen[f"A{l - 1}"] ** 2).sum(1) + 1) for l in (1, 2, 3)
+    )
+
+
+def by_library(params):
+    """The same, per parameter, added up."""
+    squared = mbp.per_example_squared_norms(params, few_x, few_y, network=small)
+    return sum(jax.tree.leaves(squared))
+
+
+def one_loss(params, x, y):
+    """The loss of one example, written out for autodiff."""
+    for W, b in params[:-1]:
+        x = jnp.tanh(W @ x + b)
+    W, b = params[-1]
+    return -jax.nn.log_softmax(W @ x + b) @ jax.nn.one_hot(y, len(b), dtype=x.dtype)
+
+
+def by_autodiff(params):
+    """The same from vmap(jax.grad), which forms every g_i."""
+    grads = jax.vmap(jax.grad(one_loss), (None, 0, 0))(params, few_x, few_y)
+    return sum((g**2).reshape(3, -1).sum(1) for g in jax.tree.leaves(grads))
+
+
+def without_bias(params):
+    """A mistake: the 1 is forgotten."""
+    seen = mbp.intermediates(params, few_x, few_y, network=small, weights=np.ones(3))
+    return sum((seen[f"dZ{l}"] ** 2).sum(1) * (seen[f"A{l - 1}"] ** 2).sum(1) for l in (1, 2, 3))
+
+
+judged("‖g_i‖²: e_i and a_i, the library", judges.same(by_hand, by_library, few_params))
+judged("‖g_i‖²: e_i and a_i, vmap(jax.grad)", judges.same(by_hand, by_autodiff, few_params))
+judged("‖g_i‖² without the 1", judges.same(without_bias, by_autodiff, few_params), right=False)
+
+# %% [markdown]
+# **In a picture.** A single dense layer from pixels to classes, not yet trained. The gradient of
+# one digit is its picture, once for each class, times a number that the error holds.
+
+# %%
+linear = mbp.mlp((64, 10))
+linear_params = linear.init(jax.random.key(0), x_train)
+three = np.array([int(np.flatnonzero(y_train == digit)[0]) for digit in (3, 7)])
+seen = mbp.intermediates(
+    linear_params, x_train[three], y_train[three], network=linear, weights=np.ones(len(three))
+)
+grads = mbp.per_example_grads(linear_params, x_train[three], y_train[three], network=linear)
+norms = mbp.per_example_norms(linear_params, x_train[three], y_train[three], network=linear)
+
+fig, axes = plt.subplots(2, 12, figsize=(13.5, 3.6), width_ratios=(1.2, 1.8, *[1] * 10))
+bound = float(jnp.abs(grads[0].W).max())
+for row, i, a, e, of_W, n in zip(
+    axes, three, seen["A0"], seen["dZ1"], grads[0].W, norms, strict=True
+):
+    picture(row[0], a, f"$a$: a {y_train[i]}")
+    row[1].bar(range(10), e, color=[RED if each < 0 else BLUE for each in e])
+    row[1].axhline(0, color="black", linewidth=0.8)
+    row[1].set(xticks=range(0, 10, 3), yticks=[-1, 0])
+    row[1].set_title("$e$", fontsize=10)
+    for k in range(10):
+        picture(row[2 + k], of_W[k], f"$e_{k} a$", cmap="RdBu", vmin=-bound, vmax=bound)
+    by_formula = jnp.sqrt((e**2).sum() * ((a**2).sum() + 1))
+    print(f"a {y_train[i]}: ‖e‖ {jnp.sqrt((e**2).sum()):.3f}, √(‖a‖²+1) "
+          f"{jnp.sqrt((a**2).sum() + 1):.3f}, their product {by_formula:.3f}, ‖g‖ {n:.3f}")
+fig.suptitle("Two examples' gradients of one dense layer (blue: above 0, red: below)")
+plt.show()
+
+# %% [markdown]
+# Almost all of a gradient's length lies in the row of the true class, where the error is the
+# probability minus 1. Nothing was formed to know the lengths: two sums of squares per example.
+# What that saves is measured here, with a network and a batch of usual size.
+
+# %%
+wide = mbp.mlp((64, 256, 256, 10), hidden=mbp.tanh)
+wide_params = wide.init(jax.random.key(1), x_train)
+x256, y256 = x_train[:256], y_train[:256]
+
+
+@jax.jit
+def autodiff_norms(params, x, y):
+    """The norms by forming every gradient."""
+    grads = jax.vmap(jax.grad(one_loss), (None, 0, 0))(params, x, y)
+    return jnp.sqrt(sum((g**2).reshape(len(x), -1).sum(1) for g in jax.tree.leaves(grads)))
+
+
+contenders = {
+    "one plain gradient": partial(mbp.manual_grads, network=wide),
+    "all norms, per_example_norms": partial(mbp.per_example_norms, network=wide),
+    "all norms, vmap(jax.grad)": autodiff_norms,
+}
+times = {name: np.inf for name in contenders}
+for turn in range(8):  # in turns, so that a busy machine is busy for all; the first one compiles
+    for name, function in contenders.items():
+        started = perf_counter()
+        jax.block_until_ready(function(wide_params, x256, y256))
+        if turn:
+            times[name] = min(times[name], perf_counter() - started)
+plain, ours, theirs = times.values()
+for name, seconds in times.items():
+    print(f"{name:<30} {1e3 * seconds:7.2f} ms")
+print(f"vmap(jax.grad) takes {theirs / ours:.0f} times as long as per_example_norms")
+assert theirs > ours
+
+# %% [markdown]
+# ## 2. Wrong labels, found by their gradients
+#
+# Among digits that a network has mostly understood, a wrong label makes a large error, and the
+# gradient $e\,a^{\mathsf T}$ of that example is long. So: change 5% of the labels, train a little,
+# and rank the training examples by $\|g_i\|$. How many of the first $k$ are wrong is the
+# *precision*; how many of all wrong ones are among the first $k$ is the *recall*.
+
+# %%
+rng = np.random.default_rng(5)
+flipped = np.zeros(N, bool)
+flipped[rng.choice(N, N // 20, replace=False)] = True
+moved = rng.integers(1, 10, size=N)  # to another class, each of the nine as likely
+y_given = jnp.where(flipped, (y_train + moved) % 10, y_train)
+
+net = mbp.mlp((64, 64, 10))
+net_params = net.init(jax.random.key(2), x_train)
+adam = optax.adam(3e-3)
+
+
+def adam_step(carry, x, y):
+    """One step of adam on gradients by hand."""
+    params, state = carry
+    loss, grads = mbp.manual_value_and_grads(params, x, y, network=net)
+    updates, state = adam.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), loss
+
+
+(learned, _), losses = trained(
+    adam_step, (net_params, adam.init(net_params)), batches(0, 150, 64), y=y_given
+)
+norms = np.asarray(mbp.per_example_norms(learned, x_train, y_given, network=net))
+order = np.argsort(-norms)
+found = np.cumsum(flipped[order])
+wrong = flipped.sum()
+precision, recall = found / np.arange(1, N + 1), found / wrong
+print(f"{wrong} of {N} labels are wrong; trained 150 steps, accuracy on the test set "
+      f"{accuracy(learned, net):.3f}")
+for k in (20, wrong, 2 * wrong):
+    print(f"the first {k:>3}: {found[k - 1]:>2} are wrong: precision {precision[k - 1]:.2f}, "
+          f"recall {recall[k - 1]:.2f}; a list in random order would have {wrong / N:.2f}")
+assert precision[wrong - 1] > 0.7
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
+left.plot(recall, precision, color=BLUE, linewidth=2, label=r"ranked by $\|g_i\|$")
+left.axhline(wrong / N, color=GREY, linestyle="--", label="in random order")
+left.set(xlabel="recall", ylabel="precision", ylim=(0, 1.04))
+left.set_title("how well the norm finds wrong labels")
+left.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
+bins = np.geomspace(max(norms.min(), 1e-3), norms.max(), 45)
+right.hist(norms[~flipped], bins, color=BLUE, alpha=0.6, label="label as it was")
+right.hist(norms[flipped], bins, color=RED, alpha=0.8, label="label changed")
+right.set(xscale="log", yscale="log", xlabel=r"$\|g_i\|$", ylabel="examples")
+right.set_title("lengths of the examples' gradients")
+right.legend(loc="upper left")
+plt.show()
+
+fig, axes = plt.subplots(2, 10, figsize=(13, 3.6))
+for axis, i in zip(axes.ravel(), order[:20], strict=True):
+    title = f"given {y_given[i]}, is {y_train[i]}" if flipped[i] else f"given {y_given[i]}"
+    picture(axis, x_train[i], title)
+    axis.title.set_color(RED if flipped[i] else "black")
+fig.suptitle("The twenty longest gradients (red: the label was changed)")
+plt.show()
+innocent = [int(i) for i in order if not flipped[i]][:10]
+fig, axes = plt.subplots(1, 10, figsize=(13, 1.9))
+guesses = np.asarray(mbp.predict(learned, x_train, network=net).argmax(-1))
+for axis, i in zip(axes, innocent, strict=True):
+    picture(axis, x_train[i], f"{y_train[i]}, read as {guesses[i]}")
+fig.suptitle("The ten longest gradients of examples whose label is right")
+plt.show()
+
+# %% [markdown]
+# With as many looked at as there are wrong labels, most of them are found, and the right labels
+# among them belong to digits which one would look at twice oneself. It is a ranking of how
+# surprised the network is, not a proof: when training goes on until wrong labels are learned by
+# heart, their gradients become short too.
+#
+# ## 3. The noise of a gradient, and what a larger batch is worth
+#
+# Let $G$ be the mean of $g_i$ over all digits that might be drawn, and $\Sigma$ its covariance.
+# A batch of $B$ draws has the gradient $\bar g$ with
+#
+# $$\mathbb E\,\|\bar g\|^2 = \|G\|^2 + \frac{\operatorname{tr} \Sigma}{B}, \qquad
+# \boxed{\;B_{\text{noise}} = \frac{\operatorname{tr} \Sigma}{\|G\|^2}\;}$$
+#
+# so that $B_{\text{noise}}$ is the batch at which the noise of $\bar g$ is as long as $G$ itself.
+# `gradient_noise` gives estimates of $\operatorname{tr}\Sigma$ and of $\|G\|^2$ without bias from
+# one batch, in the sweep that makes the gradient. A ratio of estimates has a bias, and $\|G\|^2$
+# may come out negative when the batch is small; so both are averaged over a window of steps, each
+# by itself, and divided afterwards.
+
+# %%
+SIZE, WINDOW = 128, 80
+sampled = jnp.array(np.random.default_rng(1).integers(0, N, size=(800, SIZE)))  # independent draws
+
+
+def noisy_step(params, x, y):
+    """One step of plain gradient descent, and the two estimates on the way."""
+    noise = mbp.gradient_noise(params, x, y, network=net)
+    loss, grads = mbp.manual_value_and_grads(params, x, y, network=net)
+    after = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    return after, (loss, noise.trace, noise.squared_norm, params)
+
+
+_, (losses, traces, squares, path) = trained(noisy_step, net_params, sampled)
+loss_of, trace_of, square_of = (
+    np.asarray(each, np.float64).reshape(-1, WINDOW).mean(1) for each in (losses, traces, squares)
+)
+middle, scales = np.arange(len(loss_of)) * WINDOW + WINDOW // 2, trace_of / square_of
+
+exact = {}
+for window in (0, 2, 5, 9):
+    params = jax.tree.map(lambda each: each[middle[window]], path)
+    K = np.asarray(mbp.gradient_gram(params, x_train, y_train, network=net), np.float64)
+    total = K.mean()  # the mean of all inner products is ‖G‖²
+    exact[middle[window]] = (np.trace(K) / N - total) / total
+    print(
+        f"step {middle[window]:>3}: loss {loss_of[window]:.3f}, tr Σ {trace_of[window]:5.2f}, ‖G‖² "
+        f"{square_of[window]:.4f}, noise scale {scales[window]:5.0f}; from the inner products of "
+        f"all {N} gradients {exact[middle[window]]:5.0f}"
+    )
+assert scales[-1] > scales[0]
+
+# %% [markdown]
+# **What a larger batch is worth.** If the loss is a parabola, curved alike in all directions, then
+# the best step along $\bar g$ lowers it by a share of what the best step along $G$ does, and the
+# steps $S$ to a given loss, each with its best rate, are as many more:
+#
+# $$\frac{\Delta J(B)}{\Delta J(\infty)} = \frac{\|G\|^2}{\mathbb E \|\bar g\|^2}
+# = \frac{1}{1 + B_{\text{noise}} / B}, \qquad S(B) \approx S_{\min} \left(1 +
+# \frac{B_{\text{noise}}}{B}\right).$$
+#
+# The real loss is no such parabola. So it is measured: many runs at once, one for each pair of a
+# batch size and a rate, until the loss of all training digits is below 0.5. A smaller batch is the
+# same batch with `weights` of 0 at its end.
+
+# %%
+GOAL, SIZES, RATES = 0.5, np.array([4, 8, 16, 32, 64, 128, 256]), 0.02 * 2.0 ** np.arange(7)
+lean = mbp.mlp((64, 32, 10))
+lean_params = lean.init(jax.random.key(3), x_train)
+drawn = jnp.array(np.random.default_rng(4).integers(0, N, size=(100, 4, 256)))
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0))
+@partial(jax.vmap, in_axes=(0, None))
+def losses_of(rate, size):
+    """The loss of a fixed quarter of the training digits after every fourth step."""
+    weights = jnp.where(jnp.arange(256) < size, 1 / size, 0)
+
+    def step(params, cut):
+        x, y = x_train[cut], y_train[cut]
+        grads = mbp.manual_grads(params, x, y, network=lean, weights=weights)
+        return jax.tree.map(lambda p, g: p - rate * g, params, grads), None
+
+    def four_steps(params, cuts):
+        params, _ = jax.lax.scan(step, params, cuts)
+        logits = mbp.predict(params, x_train[::4], network=lean)
+        found = optax.softmax_cross_entropy_with_integer_labels(logits, y_train[::4]).mean()
+        return params, found
+
+    return jax.lax.scan(four_steps, lean_params, drawn)[1]
+
+
+reached = np.asarray(losses_of(RATES, SIZES)) < GOAL
+steps = np.where(reached.any(-1), 4 * (reached.argmax(-1) + 1), np.inf)  # (sizes, rates)
+best, best_rates = steps.min(1), RATES[steps.argmin(1)]
+
+
+@jax.jit
+@jax.vmap
+def scale_on_the_way(rate, count):
+    """The noise scale of the first `count` steps along the gradient of all digits."""
+
+    def step(params, number):
+        noise = mbp.gradient_noise(params, x_train, y_train, network=lean)
+        grads = mbp.manual_grads(params, x_train, y_train, network=lean)
+        after = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+        return after, jnp.where(number < count, jnp.stack([noise.trace, noise.squared_norm]), 0)
+
+    trace, square = jax.lax.scan(step, lean_params, jnp.arange(60))[1].sum(0)
+    return trace / square
+
+
+rates = RATES[4:]  # those that were best for some batch
+estimated = np.asarray(scale_on_the_way(rates, np.minimum(steps[-1, 4:], 60)))
+slope, least = np.polyfit(1 / SIZES, best, 1)  # S = S_min + S_min B_noise / B
+fitted = slope / least
+for size, count, rate in zip(SIZES, best, best_rates, strict=True):
+    print(f"batch {size:>3}: {count:>3.0f} steps, {count * size:>5.0f} examples, best rate {rate:.2f}")
+print(f"noise scale that the steps are in line with: {fitted:.0f} examples")
+for rate, scale in zip(rates, estimated, strict=True):
+    print(f"noise scale on the way there at a rate of {rate:.2f}, by gradient_noise: {scale:.0f}")
+
+fig, (left, middle_axis, right) = plt.subplots(1, 3, figsize=(13.5, 4))
+left.plot(middle, trace_of, color=ORANGE, label=r"$\mathrm{tr}\,\Sigma$")
+left.plot(middle, loss_of, color=GREY, label="loss")
+left.plot(middle, square_of, color=BLUE, label=r"$\|G\|^2$")
+left.set(yscale="log", xlabel="step")
+left.set_title(f"averages of {WINDOW} steps, batch {SIZE}")
+left.legend()
+middle_axis.plot(middle, scales, "-", color=PURPLE, linewidth=2, label="from batches on the way")
+middle_axis.plot(*zip(*exact.items(), strict=True), "o", color=GREEN, label="from all gradients")
+middle_axis.set(yscale="log", xlabel="step", ylabel="examples")
+middle_axis.set_title(r"noise scale $\mathrm{tr}\,\Sigma\; /\; \|G\|^2$")
+middle_axis.legend()
+right.plot(SIZES, best, "o", color=BLUE, label="measured, best rate for each")
+curve = np.geomspace(SIZES[0], SIZES[-1], 60)
+for scale, colour, style, name in (
+    (fitted, BLUE, "-", "fitted"),
+    *((scale, RED, "--", f"at a rate of {rate:.2f}") for rate, scale in zip(rates, estimated)),
+):
+    label = rf"$S_\min (1 + {scale:.0f}/B)$, {name}"
+    counts = best[-1] * (1 + scale / curve) / (1 + scale / SIZES[-1])
+    right.plot(curve, counts, style, color=colour, label=label)
+right.set(xscale="log", yscale="log", xlabel="batch size B", ylabel=f"steps to a loss of {GOAL}")
+right.set_xticks(SIZES, SIZES)
+right.minorticks_off()
+right.set_title("what a larger batch saves")
+right.legend(fontsize=9.5)
+plt.show()
+assert estimated.min() < 4 * fitted and estimated.max() > fitted / 4
+
+# %% [markdown]
+# The noise scale grows while the network learns: the scatter falls slowly and $\|G\|^2$ fast, so a
+# large batch pays at the end and is wasted at the beginning. Batches of a tenth of the digits on
+# the way tell about what the gradients of all of them tell. Steps saved by larger batches bend at a
+# smaller batch than the estimate says: the loss isn't curved alike in all directions, and where it
+# is curved most, rates are limited by curvature and not by noise. It tells the order of magnitude,
+# and when it grows.
+#
+# ## 4. Feedback alignment: errors carried by random matrices
+#
+# $W^{\mathsf T}$ carries the error back. Put a random matrix $B$ in its place, drawn once and never
+# changed, and the layers below learn from errors that mean nothing at first:
+#
+# $$dz_l = W_{l+1}^{\mathsf T}\, dz_{l+1} \odot g'(z_l) \qquad\text{becomes}\qquad
+# dz_l = B_{l+1}\, dz_{l+1} \odot g'(z_l).$$
+#
+# `transported_pass` returns what each layer learns from, and the angle between that and the true
+# gradient. Below 90° a small enough step still goes downhill. Three more ways are beside it: direct
+# feedback alignment, which carries the first error straight to each layer, sign symmetry, which
+# keeps the signs of $W$ and forgets all sizes, and, as a floor, $W^{\mathsf T}$ itself with only
+# the last layer learning.
+
+# %%
+deep = mbp.mlp((64, 64, 64, 10), hidden=mbp.tanh)
+deep_params = deep.init(jax.random.key(4), x_train)
+RULES = {
+    "backpropagation": (mbp.Transport(), GREY),
+    "sign symmetry": (mbp.SignSymmetry(), GREEN),
+    "feedback alignment": (mbp.FeedbackAlignment(), BLUE),
+    "direct feedback alignment": (mbp.DirectFeedbackAlignment(), ORANGE),
+}
+deep_cuts = batches(6, 1500, 32)
+momentum = optax.sgd(0.02, momentum=0.9)
+
+
+def transported_run(rule, learning=(1.0, 1.0, 1.0)):
+    """Train by a rule: (accuracy, losses, angles of the layers)."""
+    feedback = rule.init(jax.random.key(5), deep_params, x_train, network=deep)
+
+    def step(carry, x, y):
+        params, state = carry
+        found = mbp.transported_pass(
+            params, x, y, transport=rule, feedback=feedback, network=deep
+        )
+        grads = tuple(
+            jax.tree.map(lambda g: g * share, each)
+            for each, share in zip(found.grads, learning, strict=True)
+        )
+        updates, state = momentum.update(grads, state)
+        return (optax.apply_updates(params, updates), state), (found.loss, found.angles)
+
+    start = (deep_params, momentum.init(deep_params))
+    (params, _), (losses, angles) = trained(step, start, deep_cuts)
+    return float(accuracy(params, deep)), np.asarray(losses), np.asarray(angles)
+
+
+def smooth(values, window=30):
+    """Means over neighbouring steps."""
+    return np.convolve(values, np.ones(window) / window, "valid")
+
+
+outcome = {name: transported_run(rule) for name, (rule, _) in RULES.items()}
+floor = transported_run(mbp.Transport(), (0.0, 0.0, 1.0))
+print(f"{'rule':<27} {'accuracy':>8}   angle of layer 1, first and last 50 steps   of layer 2")
+for name, (share, _, angles) in outcome.items():
+    (first1, first2, _), (last1, last2, _) = angles[:, :50].mean(1), angles[:, -50:].mean(1)
+    print(f"{name:<27} {share:8.3f}   {first1:28.0f}° {last1:3.0f}°       {first2:8.0f}° {last2:3.0f}°")
+print(f"{'only the last layer learns':<27} {floor[0]:8.3f}")
+
+fig, axes = plt.subplots(1, 3, figsize=(13.5, 4), sharex=True)
+for name, (_, colour) in RULES.items():
+    share, losses, angles = outcome[name]
+    axes[0].plot(smooth(losses), color=colour, label=f"{name}: {share:.1%}")
+    for axis, each in zip(axes[1:], angles, strict=False):
+        axis.plot(smooth(each), color=colour)
+axes[0].plot(smooth(floor[1]), ":", color="black", label=f"only the last layer: {floor[0]:.1%}")
+axes[0].set(yscale="log", xlabel="step", ylabel="training loss")
+axes[0].set_title("loss, and accuracy on the test set")
+axes[0].legend(fontsize=9)
+for axis, layer in zip(axes[1:], (1, 2), strict=True):
+    axis.axhline(90, color="black", linewidth=0.8, linestyle="--")
+    axis.set(xlabel="step", ylim=(-3, 100), ylabel="degrees")
+    axis.set_title(f"layer {layer}: angle to its true gradient")
+plt.show()
+
+# %% [markdown]
+# TODO
+#
+# ## 5. Private training, and the accuracy it costs
+#
+# An algorithm is $(\varepsilon, \delta)$-private if one person's example, present or absent, changes
+# the probability of no outcome by more than a factor $e^\varepsilon$, but for a probability of
+# $\delta$. For gradients: clip each example's, add up, and add noise as large as what one example
+# can do,
+#
+# $$s = \sum_i \min\!\left(1, \frac{C}{\|g_i\|}\right) g_i + \sigma C\, \xi, \qquad \xi \sim
+# \mathcal N(0, I).$$
+#
+# One example more or less moves the sum by at most $C$, whatever it is. **What is guaranteed.** The
+# Gaussian mechanism of sensitivity $\Delta$ and standard deviation $s$ is $\rho$-zCDP (zero-
+# concentrated differential privacy) with $\rho = \Delta^2 / 2 s^2$; here $\Delta = C$ and $s =
+# \sigma C$, so a step costs $1/2\sigma^2$. Costs add up over $k$ steps, also when each depends on
+# the ones before, and $\rho$-zCDP implies $(\varepsilon, \delta)$-privacy for every $\delta$ (Bun
+# & Steinke 2016):
+#
+# $$\boxed{\;\rho = \frac{k}{2 \sigma^2}, \qquad \varepsilon = \rho + 2\sqrt{\rho \ln
+# (1/\delta)}\;}$$
+#
+# Every step here uses all training digits, so there is no sampling whose secrecy could be credited;
+# an accountant for random batches, or a tighter conversion, would state a smaller $\varepsilon$.
+# What isn't counted: that rates and the clip were chosen by looking at these data, and that
+# floating-point noise from a generator for simulations isn't noise from an adversary's point of
+# view. This is an experiment, not a deployment.
+
+# %%
+CLIP, PRIVATE_STEPS, DELTA = 1.0, 60, 1e-4
+SIGMAS = np.array([0.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+private_momentum = optax.sgd(1.0, momentum=0.8)
+
+
+def epsilon(sigma, steps, delta):
+    """ρ + 2 √(ρ ln 1/δ) with ρ = k / 2σ²: Bun & Steinke (2016)."""
+    rho = steps / (2 * sigma**2)
+    return rho + 2 * np.sqrt(rho * np.log(1 / delta))
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(None, 0))
+@partial(jax.vmap, in_axes=(0, None))
+def private_accuracy(sigma, key):
+    """Accuracy on the test set after each step, and the share of examples that were clipped."""
+
+    def step(carry, key):
+        params, state = carry
+        found = mbp.clipped_pass(
+            params,
+            x_train,
+            y_train,
+            clip=CLIP,
+            noise_multiplier=sigma,
+            noise_key=key,
+            network=lean,
+        )
+        mean = jax.tree.map(lambda s: s / N, found.grads)  # a sum comes out
+        updates, state = private_momentum.update(mean, state)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (accuracy(params, lean), (found.norms > CLIP).mean())
+
+    start = (lean_params, private_momentum.init(lean_params))
+    return jax.lax.scan(step, start, jax.random.split(key, PRIVATE_STEPS))[1]
+
+
+shares, clipped = map(
+    np.asarray, private_accuracy(SIGMAS, jax.random.split(jax.random.key(8), 3))
+)
+final = shares[..., -1]  # (seeds, sigmas)
+print(f"{PRIVATE_STEPS} steps on all {N} digits, clip {CLIP}; at the first step "
+      f"{clipped[0, 0, 0]:.0%} of the gradients are clipped, at the last {clipped[0, 0, -1]:.0%}")
+epsilons = [np.inf if sigma == 0 else epsilon(sigma, PRIVATE_STEPS, DELTA) for sigma in SIGMAS]
+for sigma, each, seeds in zip(SIGMAS, epsilons, final.T, strict=True):
+    print(f"σ {sigma:>4.0f}: ε {each:>6.2f} at δ {DELTA:g}, accuracy "
+          + " ".join(f"{share:.3f}" for share in seeds))
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
+colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(SIGMAS)))
+for number, (sigma, colour) in enumerate(zip(SIGMAS, colours, strict=True)):
+    left.plot(1 + np.arange(PRIVATE_STEPS), shares[0, number], color=colour,
+              label=f"σ = {sigma:.0f}")
+left.set(xlabel="step", ylabel="accuracy on the test set", ylim=(0, 1))
+left.set_title("one seed")
+left.legend(ncols=2, fontsize=9.5)
+right.plot(epsilons[1:], final.T[1:], "o", color=BLUE)
+right.plot(epsilons[1:], final.mean(0)[1:], color=BLUE, label="with noise, three seeds")
+right.axhline(final[:, 0].mean(), color=GREY, linestyle="--", label="clipped, without noise")
+right.set(xscale="log", xlabel=rf"$\varepsilon$ at $\delta = {DELTA:g}$", ylim=(0, 1))
+right.set_title(f"accuracy after {PRIVATE_STEPS} steps")
+right.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# TODO
+#
+# ## 6. Curvature: the edge of stability
+#
+# The Hessian $H$ of the loss has as many rows as there are parameters; a product $Hv$ costs about
+# two gradients. It is the derivative of the gradient in the direction $v$, and obeys
+# the rules of derivatives, so it is had by going through the formulas of the backward pass once
+# more (Pearlmutter 1994): with $R\{f\} = \frac{d}{dr} f(\theta + r v)\,|_{r=0}$,
+#
+# $$R\{dZ\} = R\{dA\} \odot g'(Z) + dA \odot g''(Z) \odot R\{Z\}, \qquad
+# R\{dW\} = R\{dZ\}^{\mathsf T} A + dZ^{\mathsf T} R\{A\}.$$
+
+# %%
+vector = small.init(jax.random.key(9), jnp.array(few_x))
+
+
+def hessian_by_library(params, vector):
+    """H v by hand-derived formulas."""
+    return mbp.hessian_vector_product(params, vector, few_x, few_y, network=small)
+
+
+def hessian_by_autodiff(params, vector):
+    """H v by forward over reverse."""
+
+    def loss(params):
+        return jax.vmap(one_loss, (None, 0, 0))(params, few_x, few_y).mean()
+
+    return jax.jvp(jax.grad(loss), (params,), (vector,))[1]
+
+
+judged(
+    "H v: the library, jvp of jax.grad",
+    judges.same(hessian_by_library, hessian_by_autodiff, few_params, vector),
+)
+
+# %% [markdown]
+# **The sharpness** is the largest eigenvalue $\lambda$ of $H$. Gradient descent on a parabola with
+# rate $\eta$ multiplies the distance along its eigenvector by $1 - \eta\lambda$ at each step, and
+# diverges when $\lambda > 2/\eta$. Real networks do something stranger (Cohen et al. 2021), and it
+# takes a few lines to see: descend with all of the data, and after each step multiply a vector by
+# $H$ once and normalise it. That is power iteration, on a matrix that changes slowly.
+
+# %%
+HALF = mbp.SquaredError()
+x_part, y_part = x_train[:256], jax.nn.one_hot(y_train[:256], 10)
+smooth_net = mbp.mlp((64, 32, 10), hidden=mbp.tanh)
+smooth_params = smooth_net.init(jax.random.key(10), x_part)
+
+
+def length(tree):
+    """The length of a tree as one vector."""
+    return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
+
+
+@jax.jit
+@partial(jax.vmap, in_axes=(0, None))
+def sharpness(rate, steps):
+    """Losses and sharpness along gradient descent."""
+
+    def step(carry, _):
+        params, v = carry
+        Hv = mbp.hessian_vector_product(
+            params, v, x_part, y_part, network=smooth_net, loss=HALF
+        )
+        size = length(Hv)
+        loss, grads = mbp.manual_value_and_grads(
+            params, x_part, y_part, network=smooth_net, loss=HALF
+        )
+        after = jax.tree.map(lambda p, g: p - rate * g, params, grads)
+        return (after, jax.tree.map(lambda each: each / size, Hv)), (loss, size)
+
+    start = smooth_net.init(jax.random.key(11), x_part)
+    v = jax.tree.map(lambda each: each / length(start), start)
+    return jax.lax.scan(step, (smooth_params, v), steps)[1]
+
+
+rates = np.array([0.03, 0.1, 0.2])
+sharp_losses, lambdas = map(np.asarray, sharpness(rates, jnp.arange(3000)))
+print(lambdas[:, [20, 100, 300, 1000, 2000, 2999]], 2 / rates, sharp_losses[:, -1])
+fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4))
+for rate, loss, top, colour in zip(rates, sharp_losses, lambdas, (BLUE, ORANGE, RED), strict=True):
+    left.plot(loss, color=colour, label=f"η = {rate}")
+    right.plot(top, color=colour)
+    right.axhline(2 / rate, color=colour, linestyle="--", linewidth=1)
+left.set(yscale="log", xlabel="step", ylabel="loss")
+left.legend()
+plt.show()
