@@ -417,8 +417,9 @@ def scale_on_the_way(rate, count):
 
 rates = RATES[4:]  # those that were best for some batch
 estimated = np.asarray(scale_on_the_way(rates, np.minimum(steps[-1, 4:], 60)))
-slope, least = np.polyfit(1 / SIZES, best, 1)  # S = S_min + S_min B_noise / B
-fitted = slope / least
+guesses_of_scale = np.geomspace(1, 1000, 400)[:, None]
+misfit = (np.log(best) - np.log(1 + guesses_of_scale / SIZES)).std(1)  # S_min is free
+fitted = guesses_of_scale[misfit.argmin(), 0]
 for size, count, rate in zip(SIZES, best, best_rates, strict=True):
     print(f"batch {size:>3}: {count:>3.0f} steps, {count * size:>5.0f} examples, best rate {rate:.2f}")
 print(f"noise scale that the steps are in line with: {fitted:.0f} examples")
@@ -441,7 +442,9 @@ right.plot(SIZES, best, "o", color=BLUE, label="measured, best rate for each")
 curve = np.geomspace(SIZES[0], SIZES[-1], 60)
 for scale, colour, style, name in (
     (fitted, BLUE, "-", "fitted"),
-    *((scale, RED, "--", f"at a rate of {rate:.2f}") for rate, scale in zip(rates, estimated)),
+    (estimated[0], RED, "--", f"estimated at rate {rates[0]:.2f}"),
+    (estimated[1], RED, "-.", f"estimated at rate {rates[1]:.2f}"),
+    (estimated[2], RED, ":", f"estimated at rate {rates[2]:.2f}"),
 ):
     label = rf"$S_\min (1 + {scale:.0f}/B)$, {name}"
     counts = best[-1] * (1 + scale / curve) / (1 + scale / SIZES[-1])
@@ -677,8 +680,9 @@ judged(
 # $H$ once and normalise it. That is power iteration, on a matrix that changes slowly.
 
 # %%
-HALF = mbp.SquaredError()
-x_part, y_part = x_train[:256], jax.nn.one_hot(y_train[:256], 10)
+half = mbp.SquaredError()  # half the sum of squares of each example
+x_part = x_train[:256] - x_train.mean(0)  # the mean picture alone would have a large eigenvalue
+y_part = jax.nn.one_hot(y_train[:256], 10)
 smooth_net = mbp.mlp((64, 32, 10), hidden=mbp.tanh)
 smooth_params = smooth_net.init(jax.random.key(10), x_part)
 
@@ -688,36 +692,185 @@ def length(tree):
     return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=1)
 @partial(jax.vmap, in_axes=(0, None))
 def sharpness(rate, steps):
     """Losses and sharpness along gradient descent."""
+    task = {"x": x_part, "y": y_part, "network": smooth_net, "loss": half}
 
     def step(carry, _):
         params, v = carry
-        Hv = mbp.hessian_vector_product(
-            params, v, x_part, y_part, network=smooth_net, loss=HALF
-        )
+        Hv = mbp.hessian_vector_product(params, v, **task)
         size = length(Hv)
-        loss, grads = mbp.manual_value_and_grads(
-            params, x_part, y_part, network=smooth_net, loss=HALF
-        )
+        loss, grads = mbp.manual_value_and_grads(params, **task)
         after = jax.tree.map(lambda p, g: p - rate * g, params, grads)
         return (after, jax.tree.map(lambda each: each / size, Hv)), (loss, size)
 
     start = smooth_net.init(jax.random.key(11), x_part)
     v = jax.tree.map(lambda each: each / length(start), start)
-    return jax.lax.scan(step, (smooth_params, v), steps)[1]
+    return jax.lax.scan(step, (smooth_params, v), length=steps)[1]
 
 
-rates = np.array([0.03, 0.1, 0.2])
-sharp_losses, lambdas = map(np.asarray, sharpness(rates, jnp.arange(3000)))
-print(lambdas[:, [20, 100, 300, 1000, 2000, 2999]], 2 / rates, sharp_losses[:, -1])
+rates = np.array([0.2, 0.4, 0.6])
+sharp_losses, lambdas = map(np.asarray, sharpness(rates, 3000))
 fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4))
 for rate, loss, top, colour in zip(rates, sharp_losses, lambdas, (BLUE, ORANGE, RED), strict=True):
-    left.plot(loss, color=colour, label=f"η = {rate}")
-    right.plot(top, color=colour)
+    print(f"rate {rate}: 2/η {2 / rate:5.2f}; sharpness at steps 50, 500, last 500 (median): "
+          f"{top[50]:.2f}, {top[500]:.2f}, {np.median(top[-500:]):.2f}; "
+          f"loss at the end {loss[-1]:.3f}, steps on which it rose: {(np.diff(loss) > 0).mean():.0%}")
+    left.plot(loss, color=colour, label=f"η = {rate}", linewidth=1)
+    right.plot(top, color=colour, linewidth=1, label=f"η = {rate}")
     right.axhline(2 / rate, color=colour, linestyle="--", linewidth=1)
-left.set(yscale="log", xlabel="step", ylabel="loss")
+left.set(yscale="log", xlabel="step", ylabel="loss", title="gradient descent on 256 digits")
 left.legend()
+right.set(xlabel="step", ylabel=r"$\lambda$, largest eigenvalue of $H$", ylim=(0, 11))
+right.set_title(r"sharpness; dashed: $2/\eta$")
+right.legend()
+plt.show()
+
+# %% [markdown]
+# TODO
+#
+# **The diagonal of curvature.** Without the terms with $g''$ the Hessian becomes the generalised
+# Gauss-Newton matrix, $\frac1m \sum_i J_i^{\mathsf T} H_i J_i$, which `ggn_diagonal` gives exactly,
+# one walk back for each class. The *empirical Fisher*, $\frac1m \sum_i g_i g_i^{\mathsf T}$, costs
+# one walk and is often taken in its place.
+
+# %%
+fig, axes = plt.subplots(1, 5, figsize=(13.5, 2.9), width_ratios=(1, 1, 1, 1, 1))
+picture(axes[0], x_train.mean(0), "mean of the digits")
+for (moment, params), (upper, lower) in zip(
+    {"before training": net_params, "after 800 steps": jax.tree.map(lambda p: p[-1], path)}.items(),
+    ((axes[1], axes[2]), (axes[3], axes[4])),
+    strict=True,
+):
+    exact_diagonal = mbp.ggn_diagonal(params, x_train, y_train, network=net)
+    empirical = mbp.empirical_fisher(params, x_train, y_train, network=net)
+    totals = [sum(leaf.sum() for leaf in jax.tree.leaves(each)) for each in
+              (exact_diagonal, empirical)]
+    print(f"{moment}: trace of the GGN {totals[0]:.2f}, of the empirical Fisher {totals[1]:.2f}")
+    for axis, each, name in ((upper, exact_diagonal, "GGN"), (lower, empirical, "emp. Fisher")):
+        picture(axis, each[0].W.sum(0), f"{name}, {moment}", cmap="magma")
+fig.suptitle("Curvature along the weights of each pixel, summed over units of layer 1")
+plt.show()
+
+# %% [markdown]
+# TODO
+#
+# ## 7. K-FAC beside adam
+#
+# For one example the gradient of a dense layer is $e\,a^{\mathsf T}$, so the Fisher matrix of the
+# layer is the mean of $(a a^{\mathsf T}) \otimes (e e^{\mathsf T})$. K-FAC takes the product of the
+# means for the mean of the product, and two small matrices are all that must be inverted:
+#
+# $$F \approx A \otimes G, \quad A = \tfrac1m \sum_i a_i a_i^{\mathsf T}, \quad G = \tfrac1m \sum_i
+# \mathbb E\, e_i e_i^{\mathsf T}, \qquad \boxed{\;U = G^{-1}\, dW A^{-1}\;}$$
+#
+# (with damping; $a_i$ ends with a 1, for the bias). The task is one on which plain methods are
+# slow: an autoencoder that squeezes a digit through 8 numbers. Each optimiser runs with several
+# rates and shows the best of them, by its loss at the end. Time is taken around whole runs,
+# compiled before.
+
+# %%
+auto = mbp.mlp((64, 48, 24, 8, 24, 48, 64), hidden=mbp.tanh)
+auto_params = auto.init(jax.random.key(12), x_train)
+pixels_loss = mbp.SigmoidBinaryCrossEntropy()
+auto_task = {"network": auto, "loss": pixels_loss}
+factors_of = partial(mbp.kfac_factors, **auto_task, fisher="sampled")
+like = jax.eval_shape(factors_of, auto_params, x_train, x_train, fisher_key=jax.random.key(0))
+auto_cuts = batches(7, 300, 256)
+
+
+@jax.jit
+def by_kfac(rate):
+    """Losses of every step."""
+    optimizer = mbp.kfac(lambda count: rate, like, damping=1e-3)
+
+    def step(carry, given):
+        (params, state), (cut, key) = carry, given
+        x = x_train[cut]
+        loss, grads = mbp.manual_value_and_grads(params, x, x, **auto_task)
+        factors = factors_of(params, x, x, fisher_key=key)
+        updates, state = optimizer.update(grads, state, params, factors=factors)
+        return (optax.apply_updates(params, updates), state), loss
+
+    keys = jax.random.split(jax.random.key(13), len(auto_cuts))
+    return jax.lax.scan(step, (auto_params, optimizer.init(auto_params)), (auto_cuts, keys))[1]
+
+
+def first_order(make):
+    """The same for an optimiser of optax."""
+
+    @jax.jit
+    def run(rate):
+        optimizer = make(rate)
+
+        def step(carry, cut):
+            params, state = carry
+            x = x_train[cut]
+            loss, grads = mbp.manual_value_and_grads(params, x, x, **auto_task)
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        return jax.lax.scan(step, (auto_params, optimizer.init(auto_params)), auto_cuts)[1]
+
+    return run
+
+
+OPTIMIZERS = {
+    "K-FAC": (by_kfac, (0.03, 0.1, 0.3, 1.0), BLUE),
+    "adam": (first_order(optax.adam), (1e-3, 3e-3, 1e-2, 3e-2), ORANGE),
+}
+fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4), sharey=True)
+for name, (run, rates, colour) in OPTIMIZERS.items():
+    run(rates[0]).block_until_ready()
+    found, seconds = [], []
+    for rate in rates:
+        started = perf_counter()
+        found.append(np.asarray(run(rate)))
+        seconds.append(perf_counter() - started)
+    print(name, rates, [float(each[-20:].mean()) for each in found], min(seconds))
+    ends = [np.nan_to_num(each[-20:].mean(), nan=np.inf) for each in found]
+    best_run = int(np.argmin(ends))
+    curve, took = smooth(found[best_run], 5), min(seconds)
+    left.plot(curve, color=colour, label=f"{name}, rate {rates[best_run]}")
+    right.plot(np.linspace(0, took, len(curve)), curve, color=colour)
+left.set(yscale="log", xlabel="step", ylabel="loss per pixel")
+right.set(xlabel="seconds")
+left.legend()
+plt.show()
+
+# %% [markdown]
+# TODO
+#
+# ## 8. Left on while training: diagnostics
+#
+# `diagnosed_pass` is `manual_pass` with a dict of numbers beside it: the norm of the error at each
+# layer, the share of units that are dead at this batch, or of entries that are saturated. With
+# `gradient_norms` and `update_ratios` it says where a network stands still.
+
+# %%
+step_taken = mbp.diagnosed_pass(learned, x256, y256, network=net)
+updates, _ = adam.update(step_taken.grads, adam.init(learned), learned)
+after = optax.apply_updates(learned, updates)
+report = (
+    step_taken.diagnostics
+    | mbp.gradient_norms(step_taken.grads, network=net)
+    | mbp.update_ratios(learned, after, network=net)
+)
+for name, value in report.items():
+    print(f"{name:<12} {value:.4g}")
+
+SIZES_DEEP = (64, *[48] * 8, 10)
+fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 3.8))
+for hidden, colour in ((mbp.sigmoid, RED), (mbp.tanh, ORANGE), (mbp.relu, BLUE)):
+    column = mbp.mlp(SIZES_DEEP, hidden=hidden)
+    column_params = column.init(jax.random.key(14), x256)
+    told = mbp.diagnosed_pass(column_params, x256, y256, network=column).diagnostics
+    errors = np.array([told[f"norm/dZ{l}"] for l in range(1, 10)])
+    left.plot(range(1, 10), errors, "o-", color=colour, label=f"{hidden}")
+    print(f"{hidden}: error at layer 1 over that at layer 9: {errors[0] / errors[-1]:.2g}")
+left.set(yscale="log", xlabel="layer", ylabel=r"$\|dZ\|$")
+left.legend()
+right.axis("off")
 plt.show()
