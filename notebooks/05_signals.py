@@ -169,17 +169,17 @@ judged("‖g_i‖² without the 1", judges.same(without_bias, by_autodiff, few_p
 # %%
 linear = mbp.mlp((64, 10))
 linear_params = linear.init(jax.random.key(0), x_train)
-three = np.array([int(np.flatnonzero(y_train == digit)[0]) for digit in (3, 7)])
+two = np.array([int(np.flatnonzero(y_train == digit)[0]) for digit in (3, 7)])
 seen = mbp.intermediates(
-    linear_params, x_train[three], y_train[three], network=linear, weights=np.ones(len(three))
+    linear_params, x_train[two], y_train[two], network=linear, weights=np.ones(2)
 )
-grads = mbp.per_example_grads(linear_params, x_train[three], y_train[three], network=linear)
-norms = mbp.per_example_norms(linear_params, x_train[three], y_train[three], network=linear)
+grads = mbp.per_example_grads(linear_params, x_train[two], y_train[two], network=linear)
+norms = mbp.per_example_norms(linear_params, x_train[two], y_train[two], network=linear)
 
 fig, axes = plt.subplots(2, 12, figsize=(13.5, 3.6), width_ratios=(1.2, 1.8, *[1] * 10))
 bound = float(jnp.abs(grads[0].W).max())
 for row, i, a, e, of_W, n in zip(
-    axes, three, seen["A0"], seen["dZ1"], grads[0].W, norms, strict=True
+    axes, two, seen["A0"], seen["dZ1"], grads[0].W, norms, strict=True
 ):
     picture(row[0], a, f"$a$: a {y_train[i]}")
     row[1].bar(range(10), e, color=[RED if each < 0 else BLUE for each in e])
@@ -189,8 +189,10 @@ for row, i, a, e, of_W, n in zip(
     for k in range(10):
         picture(row[2 + k], of_W[k], f"$e_{k} a$", cmap="RdBu", vmin=-bound, vmax=bound)
     by_formula = jnp.sqrt((e**2).sum() * ((a**2).sum() + 1))
-    print(f"a {y_train[i]}: ‖e‖ {jnp.sqrt((e**2).sum()):.3f}, √(‖a‖²+1) "
-          f"{jnp.sqrt((a**2).sum() + 1):.3f}, their product {by_formula:.3f}, ‖g‖ {n:.3f}")
+    print(
+        f"a {y_train[i]}: ‖e‖ {jnp.sqrt((e**2).sum()):.3f}, √(‖a‖²+1) "
+        f"{jnp.sqrt((a**2).sum() + 1):.3f}, their product {by_formula:.3f}, ‖g‖ {n:.3f}"
+    )
 fig.suptitle("Two examples' gradients of one dense layer (blue: above 0, red: below)")
 plt.show()
 
@@ -217,7 +219,7 @@ contenders = {
     "all norms, per_example_norms": partial(mbp.per_example_norms, network=wide),
     "all norms, vmap(jax.grad)": autodiff_norms,
 }
-times = {name: np.inf for name in contenders}
+times = dict.fromkeys(contenders, np.inf)
 for turn in range(8):  # in turns, so that a busy machine is busy for all; the first one compiles
     for name, function in contenders.items():
         started = perf_counter()
@@ -228,7 +230,7 @@ plain, ours, theirs = times.values()
 for name, seconds in times.items():
     print(f"{name:<30} {1e3 * seconds:7.2f} ms")
 print(f"vmap(jax.grad) takes {theirs / ours:.0f} times as long as per_example_norms")
-assert theirs > ours
+assert theirs > 2 * ours
 
 # %% [markdown]
 # ## 2. Wrong labels, found by their gradients
@@ -266,12 +268,16 @@ order = np.argsort(-norms)
 found = np.cumsum(flipped[order])
 wrong = flipped.sum()
 precision, recall = found / np.arange(1, N + 1), found / wrong
-print(f"{wrong} of {N} labels are wrong; trained 150 steps, accuracy on the test set "
-      f"{accuracy(learned, net):.3f}")
+print(
+    f"{wrong} of {N} labels are wrong; trained 150 steps, accuracy on the test set "
+    f"{accuracy(learned, net):.3f}"
+)
 for k in (20, wrong, 2 * wrong):
-    print(f"the first {k:>3}: {found[k - 1]:>2} are wrong: precision {precision[k - 1]:.2f}, "
-          f"recall {recall[k - 1]:.2f}; a list in random order would have {wrong / N:.2f}")
-assert precision[wrong - 1] > 0.7
+    print(
+        f"the first {k:>3}: {found[k - 1]:>2} are wrong: precision {precision[k - 1]:.2f}, "
+        f"recall {recall[k - 1]:.2f}; a list in random order would have {wrong / N:.2f}"
+    )
+assert precision[wrong - 1] > 0.7 and precision[19] == 1
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
 left.plot(recall, precision, color=BLUE, linewidth=2, label=r"ranked by $\|g_i\|$")
@@ -303,10 +309,11 @@ fig.suptitle("The ten longest gradients of examples whose label is right")
 plt.show()
 
 # %% [markdown]
-# With as many looked at as there are wrong labels, most of them are found, and the right labels
-# among them belong to digits which one would look at twice oneself. It is a ranking of how
-# surprised the network is, not a proof: when training goes on until wrong labels are learned by
-# heart, their gradients become short too.
+# The twenty longest gradients all belong to wrong labels, and who looks at as many examples as
+# there are wrong labels finds most of them. The right labels that stand high in the list belong to
+# digits at which one looks twice oneself. The list ranks how surprised the network is and proves
+# nothing: when training goes on until wrong labels are learned by heart, their gradients become
+# short too.
 #
 # ## 3. The noise of a gradient, and what a larger batch is worth
 #
@@ -352,7 +359,8 @@ for window in (0, 2, 5, 9):
         f"{square_of[window]:.4f}, noise scale {scales[window]:5.0f}; from the inner products of "
         f"all {N} gradients {exact[middle[window]]:5.0f}"
     )
-assert scales[-1] > scales[0]
+    assert 1 / 3 < scales[window] / exact[middle[window]] < 3
+assert scales[-1] > 3 * scales[0]
 
 # %% [markdown]
 # **What a larger batch is worth.** If the loss is a parabola, curved alike in all directions, then
@@ -421,7 +429,9 @@ guesses_of_scale = np.geomspace(1, 1000, 400)[:, None]
 misfit = (np.log(best) - np.log(1 + guesses_of_scale / SIZES)).std(1)  # S_min is free
 fitted = guesses_of_scale[misfit.argmin(), 0]
 for size, count, rate in zip(SIZES, best, best_rates, strict=True):
-    print(f"batch {size:>3}: {count:>3.0f} steps, {count * size:>5.0f} examples, best rate {rate:.2f}")
+    print(
+        f"batch {size:>3}: {count:>3.0f} steps, {count * size:>5.0f} examples, best rate {rate:.2f}"
+    )
 print(f"noise scale that the steps are in line with: {fitted:.0f} examples")
 for rate, scale in zip(rates, estimated, strict=True):
     print(f"noise scale on the way there at a rate of {rate:.2f}, by gradient_noise: {scale:.0f}")
@@ -455,15 +465,19 @@ right.minorticks_off()
 right.set_title("what a larger batch saves")
 right.legend(fontsize=9.5)
 plt.show()
-assert estimated.min() < 4 * fitted and estimated.max() > fitted / 4
+assert estimated.min() < fitted < estimated.max()
 
 # %% [markdown]
-# The noise scale grows while the network learns: the scatter falls slowly and $\|G\|^2$ fast, so a
-# large batch pays at the end and is wasted at the beginning. Batches of a tenth of the digits on
-# the way tell about what the gradients of all of them tell. Steps saved by larger batches bend at a
-# smaller batch than the estimate says: the loss isn't curved alike in all directions, and where it
-# is curved most, rates are limited by curvature and not by noise. It tells the order of magnitude,
-# and when it grows.
+# The noise scale grows about tenfold while the network learns, since the scatter falls slowly and
+# $\|G\|^2$ fast: a large batch pays at the end and is wasted at the beginning. Windows of 80
+# batches agree with the gradients of all digits to within a factor of three.
+#
+# What it says of steps is rougher. Steps saved by larger batches, each at its best rate, are in line
+# with a noise scale of the number printed. The estimates on the way there differ by more than that:
+# a large rate follows another path, on which $\|G\|^2$ is larger, and the measured number lies
+# between them. The formula knows nothing of curvature, which limits the rates of large batches. So
+# it tells the order of magnitude, and when it changes, and doesn't choose a batch to a factor of
+# two.
 #
 # ## 4. Feedback alignment: errors carried by random matrices
 #
@@ -498,9 +512,7 @@ def transported_run(rule, learning=(1.0, 1.0, 1.0)):
 
     def step(carry, x, y):
         params, state = carry
-        found = mbp.transported_pass(
-            params, x, y, transport=rule, feedback=feedback, network=deep
-        )
+        found = mbp.transported_pass(params, x, y, transport=rule, feedback=feedback, network=deep)
         grads = tuple(
             jax.tree.map(lambda g: g * share, each)
             for each, share in zip(found.grads, learning, strict=True)
@@ -523,8 +535,15 @@ floor = transported_run(mbp.Transport(), (0.0, 0.0, 1.0))
 print(f"{'rule':<27} {'accuracy':>8}   angle of layer 1, first and last 50 steps   of layer 2")
 for name, (share, _, angles) in outcome.items():
     (first1, first2, _), (last1, last2, _) = angles[:, :50].mean(1), angles[:, -50:].mean(1)
-    print(f"{name:<27} {share:8.3f}   {first1:28.0f}° {last1:3.0f}°       {first2:8.0f}° {last2:3.0f}°")
+    print(
+        f"{name:<27} {share:8.3f}   {first1:28.0f}° {last1:3.0f}°       {first2:8.0f}° {last2:3.0f}°"
+    )
 print(f"{'only the last layer learns':<27} {floor[0]:8.3f}")
+
+for name in ("feedback alignment", "direct feedback alignment"):
+    first, last = (outcome[name][2][:2, part].mean(1) for part in (slice(50), slice(-50, None)))
+    assert (last < first - 15).all() and first.max() < 90
+    assert outcome["backpropagation"][0] - 0.02 < outcome[name][0] > floor[0] + 0.02
 
 fig, axes = plt.subplots(1, 3, figsize=(13.5, 4), sharex=True)
 for name, (_, colour) in RULES.items():
@@ -543,7 +562,12 @@ for axis, layer in zip(axes[1:], (1, 2), strict=True):
 plt.show()
 
 # %% [markdown]
-# TODO
+# At the beginning feedback alignment points nowhere: nearly 90° in both layers. Within some hundred
+# steps the forward weights turn until $B$ is of use, and the angles fall, in the layer next to the
+# output further than in the one below. They don't go to 0, and needn't: all three rules end within
+# two points of backpropagation's accuracy, and far above the last layer alone, though feedback
+# alignment takes more steps to the same loss. Sign symmetry begins at half the angle, since it
+# follows $W$.
 #
 # ## 5. Private training, and the accuracy it costs
 #
@@ -609,22 +633,29 @@ def private_accuracy(sigma, key):
     return jax.lax.scan(step, start, jax.random.split(key, PRIVATE_STEPS))[1]
 
 
-shares, clipped = map(
-    np.asarray, private_accuracy(SIGMAS, jax.random.split(jax.random.key(8), 3))
-)
+shares, clipped = map(np.asarray, private_accuracy(SIGMAS, jax.random.split(jax.random.key(8), 3)))
 final = shares[..., -1]  # (seeds, sigmas)
-print(f"{PRIVATE_STEPS} steps on all {N} digits, clip {CLIP}; at the first step "
-      f"{clipped[0, 0, 0]:.0%} of the gradients are clipped, at the last {clipped[0, 0, -1]:.0%}")
+print(
+    f"{PRIVATE_STEPS} steps on all {N} digits, clip {CLIP}; at the first step "
+    f"{clipped[0, 0, 0]:.0%} of the gradients are clipped, at the last {clipped[0, 0, -1]:.0%}"
+)
 epsilons = [np.inf if sigma == 0 else epsilon(sigma, PRIVATE_STEPS, DELTA) for sigma in SIGMAS]
 for sigma, each, seeds in zip(SIGMAS, epsilons, final.T, strict=True):
-    print(f"σ {sigma:>4.0f}: ε {each:>6.2f} at δ {DELTA:g}, accuracy "
-          + " ".join(f"{share:.3f}" for share in seeds))
+    print(
+        f"σ {sigma:>4.0f}: ε {each:>6.2f} at δ {DELTA:g}, accuracy "
+        + " ".join(f"{share:.3f}" for share in seeds)
+    )
+
+of_sigma = dict(zip(SIGMAS, final.mean(0), strict=True))
+assert of_sigma[8] > of_sigma[0] - 0.03 and epsilons[3] < 5
+assert 0.1 < of_sigma[0] - of_sigma[32] < 0.3 < of_sigma[0] - of_sigma[64]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4))
 colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(SIGMAS)))
 for number, (sigma, colour) in enumerate(zip(SIGMAS, colours, strict=True)):
-    left.plot(1 + np.arange(PRIVATE_STEPS), shares[0, number], color=colour,
-              label=f"σ = {sigma:.0f}")
+    left.plot(
+        1 + np.arange(PRIVATE_STEPS), shares[0, number], color=colour, label=f"σ = {sigma:.0f}"
+    )
 left.set(xlabel="step", ylabel="accuracy on the test set", ylim=(0, 1))
 left.set_title("one seed")
 left.legend(ncols=2, fontsize=9.5)
@@ -637,7 +668,10 @@ right.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# TODO
+# Noise up to $\sigma = 8$, an $\varepsilon$ below 5, costs hardly anything here: clipping already
+# made all gradients equally long, and 1347 of them outweigh it. Near $\varepsilon = 1$ about a fifth
+# of the accuracy is lost, and at half of that nearly half. With more data the same noise would
+# weigh less; the sum grows with the number of examples and $\sigma C$ doesn't.
 #
 # ## 6. Curvature: the edge of stability
 #
@@ -715,12 +749,16 @@ rates = np.array([0.2, 0.4, 0.6])
 sharp_losses, lambdas = map(np.asarray, sharpness(rates, 3000))
 fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4))
 for rate, loss, top, colour in zip(rates, sharp_losses, lambdas, (BLUE, ORANGE, RED), strict=True):
-    print(f"rate {rate}: 2/η {2 / rate:5.2f}; sharpness at steps 50, 500, last 500 (median): "
-          f"{top[50]:.2f}, {top[500]:.2f}, {np.median(top[-500:]):.2f}; "
-          f"loss at the end {loss[-1]:.3f}, steps on which it rose: {(np.diff(loss) > 0).mean():.0%}")
+    print(
+        f"rate {rate}: 2/η {2 / rate:5.2f}; sharpness at steps 50, 500, last 500 (median): "
+        f"{top[50]:.2f}, {top[500]:.2f}, {np.median(top[-500:]):.2f}; "
+        f"loss at the end {loss[-1]:.3f}, steps on which it rose: {(np.diff(loss) > 0).mean():.0%}"
+    )
     left.plot(loss, color=colour, label=f"η = {rate}", linewidth=1)
     right.plot(top, color=colour, linewidth=1, label=f"η = {rate}")
     right.axhline(2 / rate, color=colour, linestyle="--", linewidth=1)
+for rate, top, loss in zip(rates[1:], lambdas[1:], sharp_losses[1:], strict=True):
+    assert abs(np.median(top[-500:]) * rate / 2 - 1) < 0.05 and (np.diff(loss) > 0).any()
 left.set(yscale="log", xlabel="step", ylabel="loss", title="gradient descent on 256 digits")
 left.legend()
 right.set(xlabel="step", ylabel=r"$\lambda$, largest eigenvalue of $H$", ylim=(0, 11))
@@ -729,7 +767,10 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# TODO
+# The sharpness rises while the loss falls, until it arrives at $2/\eta$, and there it stays, at the
+# edge of stability, for the two larger rates: the median of the last 500 steps is $2/\eta$ to a few
+# percent. No parabola would allow it: there the loss would explode, or fall at every step. Here it
+# rises at many steps and falls in the long run. The smallest rate hasn't arrived yet.
 #
 # **The diagonal of curvature.** Without the terms with $g''$ the Hessian becomes the generalised
 # Gauss-Newton matrix, $\frac1m \sum_i J_i^{\mathsf T} H_i J_i$, which `ggn_diagonal` gives exactly,
@@ -746,16 +787,21 @@ for (moment, params), (upper, lower) in zip(
 ):
     exact_diagonal = mbp.ggn_diagonal(params, x_train, y_train, network=net)
     empirical = mbp.empirical_fisher(params, x_train, y_train, network=net)
-    totals = [sum(leaf.sum() for leaf in jax.tree.leaves(each)) for each in
-              (exact_diagonal, empirical)]
+    totals = [
+        sum(leaf.sum() for leaf in jax.tree.leaves(each)) for each in (exact_diagonal, empirical)
+    ]
     print(f"{moment}: trace of the GGN {totals[0]:.2f}, of the empirical Fisher {totals[1]:.2f}")
+    fallen = float(totals[1] / totals[0])
     for axis, each, name in ((upper, exact_diagonal, "GGN"), (lower, empirical, "emp. Fisher")):
         picture(axis, each[0].W.sum(0), f"{name}, {moment}", cmap="magma")
+assert fallen < 0.5
 fig.suptitle("Curvature along the weights of each pixel, summed over units of layer 1")
 plt.show()
 
 # %% [markdown]
-# TODO
+# Weights of pixels in which no digit has ink have no curvature. Before training the two diagonals
+# are much alike. After it the empirical Fisher's trace, which is the mean of $\|g_i\|^2$, is less
+# than half of the other: it shrinks with the errors, and curvature doesn't.
 #
 # ## 7. K-FAC beside adam
 #
@@ -772,19 +818,19 @@ plt.show()
 # compiled before.
 
 # %%
-auto = mbp.mlp((64, 48, 24, 8, 24, 48, 64), hidden=mbp.tanh)
+auto = mbp.mlp((64, 32, 8, 32, 64), hidden=mbp.tanh)
 auto_params = auto.init(jax.random.key(12), x_train)
 pixels_loss = mbp.SigmoidBinaryCrossEntropy()
 auto_task = {"network": auto, "loss": pixels_loss}
 factors_of = partial(mbp.kfac_factors, **auto_task, fisher="sampled")
 like = jax.eval_shape(factors_of, auto_params, x_train, x_train, fisher_key=jax.random.key(0))
-auto_cuts = batches(7, 300, 256)
+auto_cuts = batches(7, 200, 256)
 
 
 @jax.jit
 def by_kfac(rate):
     """Losses of every step."""
-    optimizer = mbp.kfac(lambda count: rate, like, damping=1e-3)
+    optimizer = mbp.kfac(lambda count: rate, like, damping=0.1, clip=0.1)
 
     def step(carry, given):
         (params, state), (cut, key) = carry, given
@@ -822,22 +868,36 @@ OPTIMIZERS = {
     "adam": (first_order(optax.adam), (1e-3, 3e-3, 1e-2, 3e-2), ORANGE),
 }
 fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4), sharey=True)
+curves, per_step = {}, {}
 for name, (run, rates, colour) in OPTIMIZERS.items():
-    run(rates[0]).block_until_ready()
+    run(rates[0]).block_until_ready()  # compiled
     found, seconds = [], []
     for rate in rates:
         started = perf_counter()
-        found.append(np.asarray(run(rate)))
+        found.append(np.asarray(run(rate), np.float64))
         seconds.append(perf_counter() - started)
-    print(name, rates, [float(each[-20:].mean()) for each in found], min(seconds))
-    ends = [np.nan_to_num(each[-20:].mean(), nan=np.inf) for each in found]
-    best_run = int(np.argmin(ends))
-    curve, took = smooth(found[best_run], 5), min(seconds)
-    left.plot(curve, color=colour, label=f"{name}, rate {rates[best_run]}")
-    right.plot(np.linspace(0, took, len(curve)), curve, color=colour)
-left.set(yscale="log", xlabel="step", ylabel="loss per pixel")
-right.set(xlabel="seconds")
+    ends = [each[-20:].mean() for each in found]
+    which = int(np.nanargmin(ends))
+    curves[name], per_step[name] = smooth(found[which], 10), min(seconds) / len(auto_cuts)
+    print(
+        f"{name:<6} loss at the end for the rates "
+        + ", ".join(f"{rate}: {end:.2f}" for rate, end in zip(rates, ends, strict=True))
+        + f"; {1e3 * per_step[name]:.2f} ms a step"
+    )
+    steps_done = np.arange(len(curves[name]))
+    left.plot(steps_done, curves[name], color=colour, label=f"{name}, rate {rates[which]}")
+    right.plot(steps_done * per_step[name], curves[name], color=colour)
+reached_at = int((curves["K-FAC"] < curves["adam"][-1]).argmax())
+ratio = per_step["K-FAC"] / per_step["adam"]
+print(
+    f"adam's last loss, {curves['adam'][-1]:.2f}, is K-FAC's after {reached_at} of "
+    f"{len(auto_cuts)} steps; a step of K-FAC takes {ratio:.1f} times as long"
+)
+left.set(yscale="log", xlabel="step", ylabel="loss per digit (nats)")
+left.set_title("per step")
 left.legend()
+right.set(xlabel="seconds")
+right.set_title("per second")
 plt.show()
 
 # %% [markdown]
@@ -849,28 +909,74 @@ plt.show()
 # layer, the share of units that are dead at this batch, or of entries that are saturated. With
 # `gradient_norms` and `update_ratios` it says where a network stands still.
 
-# %%
-step_taken = mbp.diagnosed_pass(learned, x256, y256, network=net)
-updates, _ = adam.update(step_taken.grads, adam.init(learned), learned)
-after = optax.apply_updates(learned, updates)
-report = (
-    step_taken.diagnostics
-    | mbp.gradient_norms(step_taken.grads, network=net)
-    | mbp.update_ratios(learned, after, network=net)
-)
-for name, value in report.items():
-    print(f"{name:<12} {value:.4g}")
 
-SIZES_DEEP = (64, *[48] * 8, 10)
+# %%
+def watched_step(carry, x, y):
+    """A step of adam, and what can be told of it."""
+    params, state = carry
+    found = mbp.diagnosed_pass(params, x, y, network=net)
+    updates, state = adam.update(found.grads, state, params)
+    after = optax.apply_updates(params, updates)
+    told = found.diagnostics | mbp.gradient_norms(found.grads, network=net)
+    return (after, state), told | mbp.update_ratios(params, after, network=net)
+
+
+_, told = trained(watched_step, (net_params, adam.init(net_params)), batches(9, 300, 64))
+print("the first and the last step:")
+for name, values in told.items():
+    print(f"{name:<10} {values[0]:8.4f} {values[-1]:8.4f}")
+
 fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 3.8))
-for hidden, colour in ((mbp.sigmoid, RED), (mbp.tanh, ORANGE), (mbp.relu, BLUE)):
-    column = mbp.mlp(SIZES_DEEP, hidden=hidden)
-    column_params = column.init(jax.random.key(14), x256)
-    told = mbp.diagnosed_pass(column_params, x256, y256, network=column).diagnostics
-    errors = np.array([told[f"norm/dZ{l}"] for l in range(1, 10)])
-    left.plot(range(1, 10), errors, "o-", color=colour, label=f"{hidden}")
-    print(f"{hidden}: error at layer 1 over that at layer 9: {errors[0] / errors[-1]:.2g}")
-left.set(yscale="log", xlabel="layer", ylabel=r"$\|dZ\|$")
+for name, colour in (("update/W1", BLUE), ("update/W2", ORANGE), ("dead/A1", RED)):
+    left.plot(told[name], color=colour, label=name)
+left.set(yscale="log", xlabel="step", ylim=(3e-4, 1))
+left.set_title("a healthy run of adam")
 left.legend()
-right.axis("off")
+for hidden, colour in ((mbp.sigmoid, RED), (mbp.relu, BLUE)):
+    column = mbp.mlp((64, *[48] * 6, 10), hidden=hidden)
+    column_params = column.init(jax.random.key(14), x256)
+    found = mbp.diagnosed_pass(column_params, x256, y256, network=column).diagnostics
+    errors = np.array([found[f"norm/dZ{l}"] for l in range(1, 8)])
+    right.plot(range(1, 8), errors, "o-", color=colour, label=f"{hidden}")
+    print(f"{hidden!s:<8} error at layer 1 over that at layer 7: {errors[0] / errors[-1]:.2g}")
+right.set(yscale="log", xlabel="layer", ylabel=r"$\|dZ\|$")
+right.set_title("seven layers before training")
+right.legend()
 plt.show()
+
+# %% [markdown]
+# On the left, updates of a hundredth of the weights and less, and a share of units that are dead at
+# one batch of 64, not for good. On the right, what sigmoid does to an error: each layer takes a
+# factor of four or more, the largest slope being $1/4$, and relu's keeps its size.
+#
+# ## 9. What to take home
+#
+# - *A backward pass knows each example's part until it sums.* $\|g_i\|^2$ costs two sums of squares
+#   per layer.
+# - Norms find wrong labels, bound what an example can do, and tell what a batch is worth, the last
+#   only roughly.
+# - *Errors need not be carried by $W^{\mathsf T}$* for a small network to learn; it is what makes
+#   every angle 0.
+# - Privacy has a formula, and it is about the sum: clip, add noise, count steps.
+# - Gradient descent sharpens the loss up to $2/\eta$ and stays there.
+# - The empirical Fisher isn't curvature once examples are fitted.
+# - Better steps cost more time: look at both axes.
+#
+# **Sources**
+#
+# - I. Goodfellow, *Efficient per-example gradient computations* (2015), arXiv:1510.01799.
+# - S. McCandlish, J. Kaplan, D. Amodei, OpenAI Dota team, *An empirical model of large-batch
+#   training* (2018), arXiv:1812.06162.
+# - T. Lillicrap, D. Cownden, D. Tweed, C. Akerman, *Random synaptic feedback weights support error
+#   backpropagation for deep learning*, Nature Communications 7 (2016); A. Nøkland (2016),
+#   arXiv:1609.01596: direct; Q. Liao, J. Leibo, T. Poggio (2016), arXiv:1510.05067: signs.
+# - M. Abadi et al., *Deep learning with differential privacy* (2016), arXiv:1607.00133; M. Bun,
+#   T. Steinke, *Concentrated differential privacy: simplifications, extensions, and lower bounds*
+#   (2016), arXiv:1605.02065: the formulas for $\rho$ and $\varepsilon$.
+# - B. Pearlmutter, *Fast exact multiplication by the Hessian*, Neural Computation 6 (1994).
+# - J. Cohen, S. Kaur, Y. Li, J. Z. Kolter, A. Talwalkar, *Gradient descent on neural networks
+#   typically occurs at the edge of stability* (2021), arXiv:2103.00065.
+# - J. Martens, R. Grosse, *Optimizing neural networks with Kronecker-factored approximate
+#   curvature* (2015), arXiv:1503.05671; F. Kunstner, L. Balles, P. Hennig, *Limitations of the
+#   empirical Fisher approximation* (2019), arXiv:1905.12558.
+# - E. Alpaydin, C. Kaynak, the digits (1998), UCI; as they ship with scikit-learn.
