@@ -12,6 +12,7 @@ is traced, which costs nothing when it runs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -323,10 +324,15 @@ def open_params(params: Tree, network: Layer | None, loss: Loss) -> tuple[Layer,
                 f"first half, {type(params).__name__}, is of one layer where the network has "
                 f"{len(network.layers)}. Give (params, loss.init(key, prediction))."
             )
-    if network is None:
-        network = as_network(params)
-    if is_dense_chain(network):
-        params = read(params)
+    try:
+        if network is None:
+            network = as_network(params)
+        if is_dense_chain(network):
+            params = read(params)
+    except TypeError:
+        with contextlib.suppress(ValueError):
+            loss.borrow(params)  # it says so when they are a pair
+        raise
     return network, params, loss_params if loss.parametric else loss.borrow(params)
 
 

@@ -65,6 +65,11 @@ FEWEST = 64
 """Predictions in a chunk, however many classes: dW is read and written once for each chunk. More
 are a multiple of it: matrix products are fastest at such sizes."""
 
+BELOW_A_HEAD = (
+    "This loss is the head: a network with a head of its own must leave it out, as "
+    "gpt(..., head=False) and llama(..., head=False) do."
+)
+
 
 class Params(NamedTuple):
     """W: (classes, features), b: (classes,), or () without bias."""
@@ -165,7 +170,18 @@ class LinearCrossEntropy(Loss):
     def borrow(self, params: Tree) -> Tree:
         if self.shared is None:
             return ()
-        return Params(at(params, self.shared, self, "the network's"), ())
+        try:
+            return Params(at(params, self.shared, self, "the network's"), ())
+        except ValueError as error:
+            if type(params) is not tuple or not _leads(params[:1], (0, *self.shared)):
+                raise
+            if len(params) == 2:
+                raise TypeError(
+                    f"{self!r} has no parameters of its own: params must be the network's alone, "
+                    "got a pair (network's, loss's). Give its first half, params[0]."
+                ) from None
+            error.args = (f"{error} There is one at {(0, *self.shared)}. {BELOW_A_HEAD}",)
+            raise
 
     def repay(self, grads: Tree, dparams: Tree) -> Tree:
         if self.shared is None:
@@ -363,7 +379,11 @@ class LinearCrossEntropy(Loss):
             raise TypeError(f"{self!r}: {where} must be a floating-point array, got {given}.")
         expected = (self.classes, prediction.shape[-1])
         if params.W.shape != expected:
-            advice = " W.T would fit." if params.W.shape == expected[::-1] else ""
+            advice = ""
+            if params.W.shape == expected[::-1]:
+                advice = " W.T would fit."
+            elif prediction.shape[-1] == self.classes:
+                advice = f" It has one for each class, as logits have. {BELOW_A_HEAD}"
             raise ValueError(
                 f"{self!r}: {where} has shape {tuple(params.W.shape)}, expected {expected}: a row "
                 f"for each class, a column for each feature of the prediction.{advice}"
@@ -374,6 +394,15 @@ class LinearCrossEntropy(Loss):
         elif getattr(params.b, "shape", None) != (self.classes,):
             given = tuple(params.b.shape) if hasattr(params.b, "shape") else params.b
             raise ValueError(f"{self!r}: b has shape {given}, expected ({self.classes},).")
+
+
+def _leads(params: Tree, path: Path) -> bool:
+    """Whether there is something at the path."""
+    try:
+        at(params, path, None, "")
+    except ValueError:
+        return False
+    return True
 
 
 def _evenly(count: int, most: int) -> int:

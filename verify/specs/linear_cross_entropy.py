@@ -107,6 +107,19 @@ def _run(
     return lambda: mbp.manual_grads(params, h, y, network=network, loss=loss)
 
 
+def _shared(network: Any, loss: LinearCrossEntropy, *halves: Any) -> Any:
+    """A call of the engine on tokens or features, with `halves` beside the network's params."""
+    tokens = network is not TWO
+    x = np.zeros((2, 3), int) if tokens else jnp.ones((2, 4))
+    own = network.init(jax.random.key(0), x)
+    y = np.zeros((2, 3) if tokens else 2, int)
+    params = (own, *halves) if halves else own
+    return mbp.manual_grads(params, x, y, network=network, loss=loss)
+
+
+BODY = mbp.sequential(mbp.Embedding(5, 3), mbp.tanh)
+HEAD = mbp.sequential(mbp.Embedding(5, 3), mbp.Dense(5))
+GPT = mbp.gpt(5, context=3, width=4, heads=1)
 TWO = mbp.sequential(mbp.Dense(4), mbp.Dense(3))
 FIVE = LinearCrossEntropy(5)
 W = jnp.ones((5, 3))
@@ -255,6 +268,41 @@ SPECS = (
                 _run(LinearCrossEntropy(3, shared=(0,))),
                 TypeError,
                 ("the network's params at (0,),", "floating-point array", "Params"),
+            ),
+            BadInput(
+                "a pair where W is shared",
+                lambda: _shared(TWO, LinearCrossEntropy(4, shared=(0, "W")), ()),
+                TypeError,
+                (
+                    "LinearCrossEntropy(4, shared=(0, 'W')) has no parameters of its own",
+                    "must be the network's alone",
+                    "got a pair (network's, loss's)",
+                    "params[0]",
+                ),
+            ),
+            BadInput(
+                "a pair where W is shared, as the loss would have it without",
+                lambda: _shared(BODY, LinearCrossEntropy(5, shared=(0, "W")), Params(W, ())),
+                TypeError,
+                ("has no parameters of its own", "got a pair", "params[0]"),
+            ),
+            BadInput(
+                "a shared W of a network with a tied head",
+                lambda: _shared(GPT, LinearCrossEntropy(5, shared=(0, "W"))),
+                ValueError,
+                ("nothing at (0, 'W')", "one at (0, 0, 'W')", "gpt(..., head=False)"),
+            ),
+            BadInput(
+                "a shared W below a tied head",
+                lambda: _shared(GPT, LinearCrossEntropy(5, shared=(0, 0, "W"))),
+                ValueError,
+                ("expected (5, 5)", "one for each class, as logits have", "gpt(..., head=False)"),
+            ),
+            BadInput(
+                "a shared W of a network with a head of its own",
+                lambda: _shared(HEAD, LinearCrossEntropy(5, shared=(0, "W"))),
+                ValueError,
+                ("expected (5, 5)", "one for each class, as logits have", "head=False"),
             ),
             BadInput(
                 "shared that is no path",
