@@ -153,6 +153,15 @@ def test_a_chunk_s_logits_take_16_mib_unless_they_would_be_of_fewer_than_64(clas
     assert LinearCrossEntropy(classes)._predictions(count) == size
 
 
+@pytest.mark.parametrize(
+    ("classes", "count", "blocks"),
+    [(32_768, 1, 32), (32_768, 8, 32), (10**6, 1, 977), (1000, 1, 8), (19, 3, 10), (4, 2, 4)],
+)
+def test_few_predictions_go_through_large_blocks_of_classes(classes, count, blocks):
+    size = LinearCrossEntropy(classes)._block(count, 512)
+    assert -(-classes // size) == blocks
+
+
 def test_under_jit_values_alone_take_one_product():
     loss = LinearCrossEntropy(50, chunk=3, z_loss=0.125)
 

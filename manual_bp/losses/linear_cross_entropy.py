@@ -64,6 +64,8 @@ CHUNK_BYTES = 2**24
 FEWEST = 64
 """Predictions in a chunk, however many classes: dW is read and written once for each chunk. More
 are a multiple of it: matrix products are fastest at such sizes."""
+FEWEST_CLASSES = 1024
+"""Classes in a block, unless an eighth of all are fewer: each block takes a turn of a loop."""
 
 BELOW_A_HEAD = (
     "This loss is the head: a network with a head of its own must leave it out, as "
@@ -354,9 +356,13 @@ class LinearCrossEntropy(Loss):
         return min(most, count, 8 * -(-_evenly(count, most) // 8))
 
     def _block(self, predictions: int, features: int) -> int:
-        """How many classes: dz and the share of dW take an eighth of what the chunk's logits do."""
+        """How many classes: dz and the share of dW take an eighth of what the chunk's logits do.
+
+        With few predictions that would be few: then 1024, or an eighth of all.
+        """
         most = self.classes * predictions // (8 * (predictions + features))
-        return _evenly(self.classes, max(1, most))
+        fewest = min(FEWEST_CLASSES, self.classes // 8)
+        return _evenly(self.classes, max(1, most, fewest))
 
     def check(self, prediction: Any, target: Any) -> None:
         check_floating(self, prediction)
