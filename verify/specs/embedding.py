@@ -110,6 +110,16 @@ SPECS = (
                 ("in layer 1, Embedding(3, 2)", "token 3 at x[1, 1]", "0 to 2", "vocabulary must"),
             ),
             BadInput(
+                "embedding: a negative token, and no gradient that would take weights",
+                lambda: mbp.predict(
+                    mbp.Embedding(3, 2).init(jax.random.key(0), np.zeros((1, 2), int)),
+                    np.array([[0, -1]]),
+                    network=mbp.Embedding(3, 2),
+                ),
+                ValueError,
+                ("token -1 at x[0, 1]", "Give padding a token of its own; a gradient also takes"),
+            ),
+            BadInput(
                 "embedding: negative tokens",
                 _grads([[0, -1], [-1, 2]]),
                 ValueError,
