@@ -64,7 +64,7 @@ CHUNK_BYTES = 2**24
 FEWEST = 64
 """Predictions in a chunk, however many classes: dW is read and written once for each chunk. More
 are a multiple of it: matrix products are fastest at such sizes."""
-FEWEST_CLASSES = 1024
+FEWEST_CLASSES = 256
 """Classes in a block, unless an eighth of all are fewer: each block takes a turn of a loop."""
 
 BELOW_A_HEAD = (
@@ -358,7 +358,7 @@ class LinearCrossEntropy(Loss):
     def _block(self, predictions: int, features: int) -> int:
         """How many classes: dz and the share of dW take an eighth of what the chunk's logits do.
 
-        With few predictions that would be few: then 1024, or an eighth of all.
+        With few predictions that would be few: then 256, or an eighth of all.
         """
         most = self.classes * predictions // (8 * (predictions + features))
         fewest = min(FEWEST_CLASSES, self.classes // 8)
