@@ -14,7 +14,7 @@ import pytest
 import manual_bp as mbp
 from manual_bp.layers.batch_norm import Params, Statistics
 from verify import judges
-from verify.arithmetic.error_bound import Bounded
+from verify.arithmetic.rounding import Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, same, within_bounds
 from verify.rules import flat
@@ -86,7 +86,7 @@ ON_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import manual_bp as mbp
-from verify.arithmetic.error_bound import Bounded
+from verify.arithmetic.rounding import Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, within_bounds
 from verify.rules import flat

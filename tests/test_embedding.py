@@ -10,7 +10,7 @@ import manual_bp as mbp
 from manual_bp.layers import embedding
 from manual_bp.layers._rotary import rotate
 from verify import interpreter, rules
-from verify.arithmetic.error_bound import unit_roundoff
+from verify.arithmetic.rounding import unit_roundoff
 from verify.judges import rational, same
 from verify.levels import agreement
 

@@ -295,7 +295,7 @@ ON_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import manual_bp as mbp
-from verify.arithmetic.error_bound import Bounded
+from verify.arithmetic.rounding import Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, within_bounds
 from verify.rules import flat

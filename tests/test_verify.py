@@ -24,8 +24,8 @@ from verify import (
     training,
     wrong_formulas,
 )
-from verify.arithmetic.error_bound import Bounded
 from verify.arithmetic.numpy import Float64
+from verify.arithmetic.rounding import Bounded
 from verify.forward import judge_layer, judge_loss
 from verify.report import Report
 from verify.rules import flat
@@ -263,7 +263,7 @@ TINY = 1e-4
 """What is compared with a number below this is compared with a tolerance."""
 
 DERIVED = {
-    ("verify/arithmetic/error_bound.py", "finfo().eps"): "the unit roundoff u of a dtype",
+    ("verify/arithmetic/rounding.py", "finfo().eps"): "the unit roundoff u of a dtype",
     ("verify/curves.py", "nextafter"): "moves parameters by a rounding: the yardstick itself",
     ("verify/diagnosis.py", "comparison with a number"): "finds words for what is judged wrong",
     ("verify/text/__main__.py", "rounded to digits"): "losses and seconds of a file for pictures",

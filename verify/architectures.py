@@ -18,7 +18,7 @@ import numpy as np
 
 import manual_bp as mbp
 from verify import judges, literal, rules, specs
-from verify.arithmetic.error_bound import Bounded
+from verify.arithmetic.rounding import Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, Verdict, within_bounds
 from verify.levels.structure import differing_dtypes

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from verify.arithmetic.error_bound import Bounded
+from verify.arithmetic.rounding import Bounded
 from verify.judges import BOUNDS
 from verify.rules import Rule
 

@@ -16,7 +16,7 @@ from mpmath import mp
 
 from manual_bp.layer import Combinator, Layer, Loss
 from verify import specs
-from verify.arithmetic.error_bound import UNIT, Bounded
+from verify.arithmetic.rounding import UNIT, Bounded
 from verify.interpreter import trace
 from verify.judges import BOUNDS, Verdict, within_bounds
 from verify.networks import Shape, draw_params, draw_taken, draw_tokens, opened

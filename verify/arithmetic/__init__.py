@@ -1,7 +1,7 @@
 """Arithmetics for `verify.interpreter`: what stands for a float, and what primitives do to it.
 
 One module each: `numpy` (float64), `rational` (exact fractions), `multiprecision` (as many digits
-as asked for), `error_bound` (float64 with a bound on its rounding error).
+as asked for), `error_bound` (float64 with a bound on its rounding error, by `rounding`).
 
 A primitive is one function in one place per arithmetic: `primitives[name](params, *values)`, with
 params the parameters of the jaxpr's equation. Primitives that only move elements about are shared

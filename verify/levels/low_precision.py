@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from verify.arithmetic.error_bound import unit_roundoff
 from verify.arithmetic.numpy import Float64
+from verify.arithmetic.rounding import unit_roundoff
 from verify.judges import Verdict, as_numbers, is_gradient, widened
 from verify.networks import draw_case
 from verify.report import Report
