@@ -58,6 +58,8 @@ from verify.networks import Case
 from verify.text import plain
 from verify.text.corpus import corpus
 
+from checker import check_answer
+
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#2E9E6B", "#D1495B", "#8E5EA2"
 GREY = "#8A8A8A"
 plt.rcParams.update(
@@ -1313,43 +1315,10 @@ for name, run in runs.items():
 #
 # **Exercises.** Fill in what is `None` and run the cell. As committed, nothing is filled in. All
 # arguments are small integers, or such divided by powers of 2, so that right answers are exact: the
-# checker asks for equality. Solutions follow at the end.
+# checker, `checker.py` beside this notebook, asks for equality. Solutions follow at the end.
 
 
 # %%
-def hint(mine, right):
-    """What a wrong array has to do with the right one, if anything simple."""
-    if mine.shape != right.shape:
-        return f"its shape is {mine.shape}, expected {right.shape}"
-    if not np.isfinite(mine).all():
-        return "it has entries that are not finite"
-    if mine.shape[0] == mine.shape[-1] and (mine == right.T).all():
-        return "it is the transpose of the right value"
-    factor = (mine * right).sum() / (right * right).sum()
-    if (mine == factor * right).all():
-        return f"it is {factor:.4g} times the right value"
-    return f"{(mine != right).sum()} of {right.size} entries are wrong"
-
-
-def check_answer(answer, arguments, right):
-    """Call the answer and name its first wrong result, in the order of `right`."""
-    try:
-        found = answer(*arguments)
-    except Exception as error:  # whatever the reader's code does
-        print(f"Your function raised {type(error).__name__}: {error}")
-        return False
-    for name, value in right.items():
-        if not isinstance(found, dict) or found.get(name) is None:
-            print(f"{name} is not filled in yet.")
-            return False
-        mine, expected = np.asarray(found[name]), np.asarray(value)
-        if mine.shape != expected.shape or not (mine == expected).all():
-            print(f"{name} is the first wrong one: {hint(mine, expected)}.")
-            return False
-    print("All right:", ", ".join(right))
-    return True
-
-
 def integers(*shape):
     """Small integers as floats: sums and products of some of them are exact."""
     return rng.integers(-2, 3, size=shape).astype(float)
