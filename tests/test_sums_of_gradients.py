@@ -32,17 +32,23 @@ def test_without_weights_the_clipped_sum_of_short_gradients_is_m_times_the_mean(
 
 @pytest.mark.parametrize("clip", [1e-3, 0.5])
 def test_no_example_moves_the_sum_by_more_than_the_clip(clip):
-    """Leaving one out changes the sum by a vector no longer than the clip, which bounds privacy."""
+    """Leaving one out moves the sum by min(‖g_i‖, C), which is what bounds the loss of privacy."""
 
-    def total(weights):
-        grads = mbp.clipped_grads(PARAMS, X, Y, clip=clip, weights=weights, network=NETWORK)
-        return np.concatenate([np.ravel(each) for each in jax.tree.leaves(grads)]).astype(float)
+    def total(params, x, weights):
+        settings = {"weights": weights, "network": NETWORK}
+        grads = mbp.clipped_grads(params, x, Y, clip=clip, **settings)
+        return jnp.concatenate([each.reshape(-1) for each in jax.tree.leaves(grads)])
 
-    everyone = total(jnp.ones(5))
-    for left_out in range(5):
-        moved = np.linalg.norm(everyone - total(jnp.ones(5).at[left_out].set(0)))
-        # float32 rounds a sum of five vectors of length C by less than C / 2¹⁸
-        assert 0 < moved <= clip * (1 + 2.0**-18)
+    def moved(params, x):
+        everyone = total(params, x, jnp.ones(5))
+        without = [total(params, x, jnp.ones(5).at[i].set(0)) for i in range(5)]
+        return jnp.stack([((everyone - each) ** 2).sum() for each in without])
+
+    def bound(params, x):
+        norms = mbp.per_example_norms(params, x, Y, network=NETWORK)
+        return jnp.minimum(norms, clip) ** 2
+
+    assert same(moved, bound, PARAMS, X).ok
 
 
 def test_one_sweep_and_two_give_the_same_sum(monkeypatch):
@@ -117,14 +123,96 @@ def test_the_noise_of_every_array_and_key_is_its_own():
     assert not (once[0] == once[2]).any()  # the two weights have the same shape
 
 
-def test_an_example_with_an_infinite_gradient_adds_nothing():
+def test_an_example_whose_norm_overflows_is_neither_dropped_nor_kept():
     params = (jnp.ones((1, 1)), jnp.zeros(1))
     settings = {"loss": mbp.SquaredError(), "clip": 1.0}
     x, y = jnp.array([[1e30], [0.5]]), jnp.array([[0.0], [0.0]])
     both = mbp.clipped_pass(params, x, y, **settings)
     assert both.norms[0] == jnp.inf
+    assert all(jnp.isnan(each).all() for each in jax.tree.leaves(both.grads))
+    finite = jnp.isfinite(both.norms).astype(float)
+    left = mbp.clipped_grads(params, x, y, weights=finite, **settings)
     alone = mbp.clipped_grads(params, x[1:], y[1:], **settings)
-    assert jax.tree.map(jnp.array_equal, both.grads, alone) == (True, True)
+    assert jax.tree.map(jnp.array_equal, left, alone) == (True, True)
+
+
+class Doubled(mbp.Dense):
+    """Another function than its parent: what Dense's gradient is made of doesn't hold."""
+
+    def forward(self, params, x, **taken):
+        out, residuals = super().forward(params, x, **taken)
+        return 2 * out, residuals
+
+    def backward(self, params, residuals, dout):
+        return super().backward(params, residuals, 2 * dout)
+
+
+def test_a_kind_derived_from_a_known_one_is_not_taken_for_it():
+    network = mbp.sequential(mbp.Dense(3), Doubled(2))
+    params = network.init(jax.random.key(0), X)
+    with pytest.raises(TypeError, match=r"^in layer 2, Doubled\(2\): what the gradient of one"):
+        mbp.clipped_grads(params, X, Y, clip=1.0, network=network)
+
+
+def test_the_variance_of_narrow_params_is_not_that_of_a_rounded_mean():
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    held = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    for signal in (
+        lambda params: mbp.gradient_moments(params, X, Y, network=NETWORK).variance,
+        lambda params: mbp.gradient_noise(params, X, Y, network=NETWORK).trace,
+    ):
+        jax.tree.map(np.testing.assert_array_equal, signal(params), signal(held))
+
+
+@pytest.mark.parametrize("signal", [mbp.gradient_moments, mbp.gradient_noise])
+def test_ignored_examples_and_those_of_weight_0_are_no_draws(signal):
+    loss = mbp.SoftmaxCrossEntropy(ignored_class=-1)
+    left = jnp.array([0, 1, 3, 4])
+
+    def without(params, x):
+        return of_batch(signal(params, x[left], Y[left], network=NETWORK))
+
+    def ignored(params, x):
+        return of_batch(signal(params, x, Y.at[2].set(-1), network=NETWORK, loss=loss))
+
+    def weightless(params, x):
+        weights = jnp.ones(5).at[2].set(0)
+        return of_batch(signal(params, x, Y, network=NETWORK, weights=weights))
+
+    assert same(ignored, without, PARAMS, X).ok
+    assert same(weightless, without, PARAMS, X).ok
+
+
+def of_batch(found):
+    """What isn't a number for each example, nor a quotient whose divisor may be 0."""
+    each = {"norms", "similarities", "noise_scale"}
+    return {name: value for name, value in found._asdict().items() if name not in each}
+
+
+def test_a_network_without_parameters_has_gradients_of_length_0():
+    network = mbp.sequential(mbp.tanh)
+    settings = {"network": network, "loss": mbp.SquaredError()}
+    assert (mbp.per_example_norms(((),), X, X, **settings) == jnp.zeros(5)).all()
+    assert (mbp.gradient_gram(((),), X, X, **settings) == jnp.zeros((5, 5))).all()
+    assert mbp.clipped_grads(((),), X, X, clip=1.0, **settings) == ((),)
+
+
+def test_noise_is_one_number_inside_the_callers_jit_too():
+    def noisy(multiplier):
+        return mbp.clipped_grads(
+            PARAMS,
+            X,
+            Y,
+            clip=1.0,
+            noise_multiplier=multiplier,
+            noise_key=jax.random.key(0),
+            network=NETWORK,
+        )
+
+    with pytest.raises(TypeError, match="noise_multiplier must be a number, 0 or more, one for"):
+        jax.jit(noisy)(jnp.array([0.0, 100.0]))
+    found = jax.jit(noisy)(-1.0)
+    assert all(jnp.isnan(each).all() for each in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +233,17 @@ def test_an_example_with_an_infinite_gradient_adds_nothing():
             "noise_key was given alone: pass noise_multiplier=... too",
         ),
         (
-            {"clip": 1.0, "noise_multiplier": -1.0, "noise_key": 0},
+            {"clip": 1.0, "noise_multiplier": True, "noise_key": jax.random.key(0)},
+            TypeError,
+            "noise_multiplier must be a number, 0 or more, one for all params; got True.",
+        ),
+        (
+            {"clip": 1.0, "noise_multiplier": 1.0, "noise_key": 3},
+            TypeError,
+            "noise_key must be a key, as jax.random.key(0) is; got 3.",
+        ),
+        (
+            {"clip": 1.0, "noise_multiplier": -1.0, "noise_key": jax.random.key(0)},
             ValueError,
             "noise_multiplier must be 0 or more, got -1.0.",
         ),

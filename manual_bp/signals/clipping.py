@@ -19,8 +19,10 @@ Derivation.  Everything below the loss is linear in the error and keeps the rows
 so that scaling row i of the first error by c_i scales row i of every error, and so g_i, by c_i. A
 layer that mixes examples breaks this, and is refused (`manual_bp.signals.factored`).
 
-Ill-conditioned nowhere: C / max(‖g‖, C) divides by no less than C, and is exactly 1 for what isn't
-clipped. An example with an infinite gradient gets c_i = 0 and adds 0; NaN stays NaN.
+Ill-conditioned nowhere where norms are finite: C / max(‖g‖, C) divides by no less than C, and is
+exactly 1 for what isn't clipped. A norm that isn't finite (a squared length overflows beyond about
+3e38 in float32) makes the sum NaN: it is neither dropped nor kept. weights=jnp.isfinite(norms),
+with the norms of a first pass, leave such an example out.
 
 Source  Abadi et al. (2016), arXiv:1607.00133; Lee & Kifer (2021), arXiv:2009.03106 (the second
         sweep); Bu, Wang, Zha & Karypis (2023), arXiv:2210.00038 (one sweep)
@@ -156,7 +158,7 @@ def clipped_pass(
     step = _compiled(params, x, y, weights, taken, clip, network=network, loss=loss)
     if noise_multiplier is None:
         return step
-    grads = _noisy(step.grads, noise_key, noise_multiplier * clip, noise=noise)
+    grads = _noisy(step.grads, noise_key, noise_multiplier, clip, noise=noise)
     return step._replace(grads=grads)
 
 
@@ -180,9 +182,9 @@ def _compiled(
     else:
         uses, (squared, step) = None, over_factors(_squared_norms, *call)
     squared = jax.tree.map(lambda each: jnp.moveaxis(each, -1, 0), squared)  # (m, *steps)
-    norms = jnp.sqrt(total_of_examples(squared))
+    norms = jnp.sqrt(total_of_examples(squared, len(x)))
     # a clip that isn't positive raises where its value is at hand; here it makes NaN
-    c = jnp.where(clip > 0, clip / jnp.maximum(norms, clip), jnp.nan)
+    c = jnp.where((clip > 0) & (norms < jnp.inf), clip / jnp.maximum(norms, clip), jnp.nan)
     if uses is not None:
         grads = jax.tree.map(lambda each: each.take(weighted_sum, c), uses)
         return ClippedPass(grads, norms, step.loss, step.prediction)
@@ -208,8 +210,9 @@ def _holds_errors(network: Layer) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames=("noise",))
-def _noisy(grads: Tree, key: jax.Array, std: Any, *, noise: Draw) -> Tree:
-    """grads + std ξ, each array with a key of its own."""
+def _noisy(grads: Tree, key: jax.Array, multiplier: Any, clip: Any, *, noise: Draw) -> Tree:
+    """grads + σ C ξ, each array with a key of its own; NaN where σ is negative."""
+    std = jnp.where(multiplier >= 0, multiplier * clip, jnp.nan)
     leaves, structure = jax.tree.flatten(grads)
     noisy = []
     for number, leaf in enumerate(leaves):
@@ -234,5 +237,11 @@ def _check_noise(multiplier: Any, key: Any) -> None:
         if key is None:
             given, missing = ("noise_multiplier", "noise_key=jax.random.key(...)")
         raise TypeError(f"{given} was given alone: pass {missing} too, or neither.")
+    if isinstance(multiplier, bool | str) or jnp.ndim(multiplier) != 0:
+        raise TypeError(
+            f"noise_multiplier must be a number, 0 or more, one for all params; got {multiplier!r}."
+        )
+    if not (hasattr(key, "dtype") and hasattr(key, "shape")):
+        raise TypeError(f"noise_key must be a key, as jax.random.key(0) is; got {key!r}.")
     if at_hand(multiplier) and not (math.isfinite(multiplier) and multiplier >= 0):
         raise ValueError(f"noise_multiplier must be 0 or more, got {multiplier!r}.")

@@ -187,8 +187,13 @@ def each_gradient(forms: tuple[Form, ...]) -> jax.Array:
 
 
 def weighted_sum(forms: tuple[Form, ...], c: jax.Array) -> jax.Array:
-    """Σ_i c_i g_i, in the parameter's shape; an example whose c is 0 adds exactly 0."""
-    return _sum([_weighted(form, c) for form in forms]).astype(forms[0].like.dtype)
+    """Σ_i c_i g_i, in the parameter's shape and dtype."""
+    return wide_weighted_sum(forms, c).astype(forms[0].like.dtype)
+
+
+def wide_weighted_sum(forms: tuple[Form, ...], c: jax.Array) -> jax.Array:
+    """The same in at least float32, for what is subtracted from it."""
+    return _sum([_weighted(form, c) for form in forms])
 
 
 def sum_of_squares(forms: tuple[Form, ...], c: jax.Array) -> jax.Array:

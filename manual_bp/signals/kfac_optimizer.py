@@ -158,13 +158,14 @@ def precondition(factors: KroneckerFactors | None, grads: Tree, *, damping: floa
     leaves, structure = jax.tree.flatten(grads)
     weights = max(range(len(leaves)), key=lambda place: leaves[place].ndim)
     W, *b = leaves[weights], *(leaves[1 - weights] for _ in leaves[1:])
+    solve: Callable[..., Any]
     if isinstance(factors, DenseFactors):
         solve, steps = _dense, factors.A.ndim - 2
     elif isinstance(factors, ConvFactors):
         solve, steps = _conv, factors.A.ndim - 3
     else:
         solve, steps = _table, factors.A.ndim - 1
-    of_step: Callable[..., Any] = functools.partial(solve, damping=damping)
+    of_step = functools.partial(solve, damping=damping)
     for _ in range(steps):
         of_step = jax.vmap(of_step)
     found = of_step(factors.A, factors.G, W, *b)

@@ -1,6 +1,6 @@
 """How the gradients of examples scatter: moments, noise scale, cosine similarities.
 
-With ḡ = 1/m Σ_i g_i, the gradient of the batch, and everything from one sweep:
+With ḡ = 1/m Σ_i g_i, and everything from one sweep:
 
     second moment     1/m Σ_i g_i²                            element by element
     variance          1/(m-1) Σ_i (g_i - ḡ)² = m/(m-1) (1/m Σ_i g_i² - ḡ²)
@@ -8,6 +8,9 @@ With ḡ = 1/m Σ_i g_i, the gradient of the batch, and everything from one swee
     ‖G‖²              (m ‖ḡ‖² - 1/m Σ_i ‖g_i‖²) / (m-1)
     noise scale       B = tr Σ / ‖G‖²
     similarity        <g_i, g_j> / (‖g_i‖ ‖g_j‖),   and of each g_i to ḡ
+
+Examples all of whose predictions have weight 0, or are ignored, aren't counted: m is how many are.
+Where all examples have equally many predictions that count ḡ is the gradient of the batch.
 
 Derivation.  For a dense layer g_i = e_i a_iᵀ has the squares (e_i²)(a_i²)ᵀ, so that their sum is
 one contraction, as the gradient is. With g_i independent, of mean G and covariance Σ,
@@ -19,9 +22,11 @@ which the noise of ḡ is as long as G: below it doubling the batch nearly halve
 above it hardly any are saved.
 
 Ill-conditioned  where ḡ is much longer than the scatter: then the variance is a difference of
-near-equal numbers, and what rounding makes negative of it is given as 0. ‖G‖² isn't clamped: where
-the batch is too small for the noise it may come out negative, and B with it. Average tr Σ and ‖G‖²
-over steps, each by itself, before you divide.
+near-equal numbers, and what rounding makes negative of it is given as 0; tr Σ and ‖G‖² are given as
+they come. ‖G‖², and B with it, may be negative where the batch is too small for the noise. Average
+tr Σ and ‖G‖² over steps, each by itself, before you divide. With fewer than two examples that count
+they are NaN. A cosine may round to a little more than 1; squares of gradients below 1e-19 are 0 in
+float32, and their cosines too.
 
 Source  McCandlish, Kaplan, Amodei et al. (2018), arXiv:1812.06162, appendix A
 """
@@ -35,14 +40,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from manual_bp.gradients import check_call
-from manual_bp.layer import Layer, Loss, Tree, accumulation_dtype
+from manual_bp.gradients import Sweep, check_call
+from manual_bp.layer import Layer, Loss, Static, Tree, accumulation_dtype
 from manual_bp.signals.factors import (
     Uses,
     products_with,
     squared_norms,
     sum_of_squares,
-    weighted_sum,
+    wide_weighted_sum,
 )
 from manual_bp.signals.per_example import gradient_gram, over_factors, total_of_examples
 
@@ -51,7 +56,7 @@ class Moments(NamedTuple):
     """Each nested like params, with the shapes of params."""
 
     mean: Tree
-    """ḡ = 1/m Σ g_i, the gradient of the batch."""
+    """ḡ = 1/m Σ g_i, in the dtypes of params."""
     second_moment: Tree
     """1/m Σ g_i², element by element, in at least float32."""
     variance: Tree
@@ -186,23 +191,26 @@ _static: Callable[..., Any] = functools.partial(jax.jit, static_argnames=("netwo
 def _compiled_moments(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Moments:
-    m = len(x)
+    def of_uses(uses: Uses) -> _Sums:
+        ones = jnp.ones(len(x), accumulation_dtype(*jax.tree.leaves(uses.forms)))
+        squared = uses.take(sum_of_squares, ones)
+        return _Sums(uses.take(wide_weighted_sum, ones), squared, Static(uses.like.dtype))
 
-    def of_uses(uses: Uses) -> Moments:
-        wide = accumulation_dtype(*jax.tree.leaves(uses.forms))
-        share = jnp.ones(m, wide) / jnp.asarray(m, wide)
-        mean = uses.take(weighted_sum, share)
-        second = uses.take(sum_of_squares, share)
-        scatter = jnp.maximum(second - jnp.square(mean.astype(second.dtype)), 0)
+    found, step = over_factors(of_uses, params, x, y, weights, taken, network, loss)
+    m = _examples_that_count(step)
+
+    def of_sums(sums: _Sums) -> Moments:
+        mean, second = sums.grads / m, sums.squares / m
         # bias of 1/m Σ (g_i - ḡ)²: ḡ is their own mean
-        return Moments(mean, second, scatter * m / jnp.asarray(m - 1, scatter.dtype))
+        variance = jnp.maximum(second - jnp.square(mean), 0) * m / (m - 1)
+        return Moments(mean.astype(sums.dtype.value), second, variance)
 
-    found, _ = over_factors(of_uses, params, x, y, weights, taken, network, loss)
+    of_each = jax.tree.map(of_sums, found, is_leaf=lambda part: isinstance(part, _Sums))
     return Moments(
         *(
             jax.tree.map(
                 lambda each, name=name: each._asdict()[name],
-                found,
+                of_each,
                 is_leaf=lambda part: isinstance(part, Moments),
             )
             for name in Moments._fields
@@ -214,25 +222,38 @@ def _compiled_moments(
 def _compiled_noise(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> GradientNoise:
-    m = len(x)
-    found, _ = over_factors(
+    found, step = over_factors(
         lambda uses: uses, params, x, y, weights, taken, network, loss, late=True
     )
-    squared, along, total = [], [], []
+    m = _examples_that_count(step)
+    squared, along, of_mean = [], [], jnp.zeros((), m.dtype)
     for uses in jax.tree.leaves(found):
-        wide = accumulation_dtype(*jax.tree.leaves(uses.forms))
-        share = jnp.ones(m, wide) / jnp.asarray(m, wide)
-        mean = uses.take(weighted_sum, share).astype(wide)
+        ones = jnp.ones(len(x), accumulation_dtype(*jax.tree.leaves(uses.forms)))
+        mean = uses.take(wide_weighted_sum, ones) / m
         squared.append(jnp.moveaxis(uses.take(squared_norms), -1, 0))
         along.append(jnp.moveaxis(uses.take(products_with, of_steps=(mean,)), -1, 0))
-        total.append(jnp.square(mean).sum())
-    of_examples, of_mean = total_of_examples(squared), functools.reduce(jnp.add, total)
-    mean_square, others = of_examples.mean(), jnp.asarray(m - 1, of_examples.dtype)
-    trace = (mean_square - of_mean) * m / others
-    squared_norm = (m * of_mean - mean_square) / others
+        of_mean = of_mean + jnp.square(mean).sum()
+    of_examples = total_of_examples(squared, len(x))
+    mean_square = of_examples.sum() / m
+    trace = (mean_square - of_mean) * m / (m - 1)
+    squared_norm = (m * of_mean - mean_square) / (m - 1)
     norms = jnp.sqrt(of_examples)
-    similarities = _over(total_of_examples(along), norms * jnp.sqrt(of_mean))
+    similarities = _over(total_of_examples(along, len(x)), norms * jnp.sqrt(of_mean))
     return GradientNoise(trace / squared_norm, trace, squared_norm, norms, similarities)
+
+
+class _Sums(NamedTuple):
+    """Σ g_i and Σ g_i², in at least float32, and the parameter's dtype."""
+
+    grads: jax.Array
+    squares: jax.Array
+    dtype: Static
+
+
+def _examples_that_count(step: Sweep) -> jax.Array:
+    """How many have a prediction of weight other than 0: the gradient of the others is no draw."""
+    weights = step.weights
+    return (weights != 0).any(tuple(range(1, weights.ndim))).sum(dtype=weights.dtype)
 
 
 def _over(products: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -243,6 +264,6 @@ def _over(products: jax.Array, lengths: jax.Array) -> jax.Array:
 def _check_several(x: Any) -> None:
     if len(x) < 2:
         raise ValueError(
-            f"x holds {len(x)} example: how gradients scatter needs at least two. "
-            "Give a batch, examples first."
+            f"x holds {len(x)} example{'s' * (len(x) != 1)}: how gradients scatter needs at least "
+            "two. Give a batch, examples first."
         )

@@ -108,7 +108,7 @@ def per_example_norms(
     squared = per_example_squared_norms(
         params, x, y, network=network, loss=loss, weights=weights, **taken
     )
-    return jnp.sqrt(total_of_examples(squared))
+    return jnp.sqrt(total_of_examples(squared, len(x)))
 
 
 def per_example_squared_norms(
@@ -175,10 +175,10 @@ def gradient_gram(
     return _compiled_gram(params, x, y, weights, taken, network=network, loss=loss)
 
 
-def total_of_examples(squared: Tree) -> jax.Array:
+def total_of_examples(squared: Tree, examples: int) -> jax.Array:
     """Squared norms of each parameter, (m, ...), as those of all together, (m,)."""
-    first, *others = [leaf.reshape(len(leaf), -1).sum(1) for leaf in jax.tree.leaves(squared)]
-    return functools.reduce(jnp.add, others, first)
+    each = [leaf.reshape(examples, -1).sum(1) for leaf in jax.tree.leaves(squared)]
+    return functools.reduce(jnp.add, each) if each else jnp.zeros(examples)
 
 
 def mean_of_example(shape: tuple[int, ...], dtype: Any, counts: jax.Array | None) -> jax.Array:
@@ -313,5 +313,5 @@ def _compiled_gram(
     found, _ = over_factors(
         lambda uses: uses.take(inner_products), params, x, y, weights, taken, network, loss
     )
-    first, *others = [leaf.reshape(-1, len(x), len(x)).sum(0) for leaf in jax.tree.leaves(found)]
-    return functools.reduce(jnp.add, others, first)
+    each = [leaf.reshape(-1, len(x), len(x)).sum(0) for leaf in jax.tree.leaves(found)]
+    return functools.reduce(jnp.add, each) if each else jnp.zeros((len(x), len(x)))

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Loss, Tree
 from manual_bp.losses.linear_cross_entropy import LinearCrossEntropy
-from manual_bp.signals.factored.visit import affine
+from manual_bp.signals.factored.visit import ByKind, affine
 
 
-@functools.singledispatch
-def loss_factors(
+def _of_no_params(
     loss: Loss, params: Tree, prediction: jax.Array, target: jax.Array, weights: jax.Array
 ) -> Tree:
-    """Forms nested like the loss's params, () of a loss without; `.register(Kind)` adds a kind.
-
-    Args:
-        loss: the kind decides.
-        params: the loss's own, or those it borrows.
-        prediction, target, weights: as `Loss.sweep` takes them.
-
-    Raises:
-        TypeError: for a loss that sweeps in its own way, and may mix examples.
-    """
+    """() of a loss that doesn't sweep in its own way: one that does may mix examples."""
     if type(loss).sweep is Loss.sweep:
         return ()
     raise TypeError(
         f"{loss!r}: what the gradient of one example is made of isn't known for losses of this "
         "kind. Say it with manual_bp.signals.factored.loss_factors.register."
     )
+
+
+loss_factors = ByKind(_of_no_params)
+"""loss_factors(loss, params, prediction, target, weights) -> forms nested like the loss's params,
+its own or those it borrows; `loss_factors.register(Kind)` adds a kind."""
 
 
 @loss_factors.register

@@ -1,35 +1,65 @@
-"""The visit itself, what it refuses, and what visits of several kinds share."""
+"""The visit itself, what it refuses, and what visits of several kinds share.
+
+    factors(layer, dout, params, residuals) -> (forms nested like params, dx)
+
+`factors.register(Kind)` adds a kind of layer. It is a TypeError for a kind that nobody has said a
+visit for, and for one that mixes examples.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from manual_bp.activation import Activation
 from manual_bp.layer import Layer, Tree
 from manual_bp.layers.batch_norm import BatchNorm
 from manual_bp.signals.factors import Each, Form, Outer
 
 
-@functools.singledispatch
-def factors(layer: Layer, dout: jax.Array, params: Tree, residuals: Tree) -> tuple[Tree, jax.Array]:
-    """The visit: (forms nested like params, dx); `factors.register(Kind)` adds a kind of layer.
+class ByKind:
+    """A function that the kind of its first argument decides.
+
+    Kinds that are derived from a registered one aren't taken for it: what they compute may be
+    another function. Only a whole family, whose visit leaves all to the layer's own backward, is.
 
     Args:
-        layer: a leaf of the network; the kind decides.
-        dout: its error, (m, ...), examples first.
-        params, residuals: the layer's own.
-
-    Raises:
-        TypeError: for a kind that nobody has said a visit for, and for one that mixes examples.
+        otherwise: what is called for all other kinds.
+        families: registered kinds that stand for what is derived from them too.
     """
+
+    def __init__(self, otherwise: Callable[..., Any], *families: type) -> None:
+        self._table = functools.singledispatch(otherwise)
+        self._families = families
+        self.register = self._table.register
+
+    def dispatch(self, kind: type) -> Callable[..., Any]:
+        """What is called for this kind."""
+        nearest = next(base for base in kind.__mro__ if base in self._table.registry)
+        exact = nearest is kind or nearest in self._families
+        return self._table.registry[nearest if exact else object]
+
+    def __call__(self, thing: Any, *args: Any) -> Any:
+        return self.dispatch(type(thing))(thing, *args)
+
+
+def _unknown(
+    layer: Layer, dout: jax.Array, params: Tree, residuals: Tree
+) -> tuple[Tree, jax.Array]:
+    """What is no kind that a visit is known for: an error, never a guess."""
     raise TypeError(
         f"{layer!r}: what the gradient of one example is made of isn't known for layers of this "
         "kind. Say it with manual_bp.signals.factored.factors.register."
     )
+
+
+factors = ByKind(_unknown, Activation)
+"""factors(layer, dout, params, residuals) -> (forms nested like params, dx), of a leaf."""
 
 
 @factors.register(BatchNorm)
