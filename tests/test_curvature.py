@@ -54,6 +54,35 @@ def test_the_diagonals_are_their_definition_for_every_kind_of_network(kind, of):
     ).ok
 
 
+HEADS = {
+    "a W of its own": (mbp.Dense(2, mbp.tanh), mbp.LinearCrossEntropy(3, bias=True), X, Y),
+    "a table that it shares": (
+        mbp.sequential(mbp.Embedding(3, 2), mbp.Dense(2, mbp.tanh)),
+        mbp.LinearCrossEntropy(3, shared=(0, "W")),
+        jnp.array([[0, 1], [2, 2]]),
+        jnp.array([[1, 2], [2, 0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_fisher_of_a_loss_that_holds_the_last_layer_is_its_definition(head):
+    network, loss, x, y = HEADS[head]
+    of_network = network.init(KEY, x)
+    prediction, _ = network.forward(of_network, x)
+    params = (of_network, loss.init(KEY, prediction)) if loss.parametric else of_network
+    weights = jnp.linspace(0.25, 1.0, y.size).reshape(y.shape)
+    settings = {"network": network, "loss": loss}
+    assert same(
+        lambda *given: mbp.empirical_fisher(*given[:3], weights=given[3], **settings),
+        lambda *given: definitions.empirical_fisher(*given[:3], weights=given[3], **settings),
+        params,
+        x,
+        y,
+        weights,
+    ).ok
+
+
 @pytest.mark.parametrize(
     "signal",
     [
