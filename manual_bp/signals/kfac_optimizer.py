@@ -15,14 +15,17 @@ is A ⊗ G + λ I and two terms between, whose sizes π balances: A and G aren't
 number that one has and the other lacks. Averages start with the first factors and need no
 correction: with ε = 1 - 1/k they are the mean of all so far, until decay is reached.
 rate² U·dW is rate² Uᵀ F U without damping, about twice the divergence (KL) between the model before
-and after the step: ν keeps it below clip, over all layers together.
+and after a step of rate U: ν keeps it below clip, over all layers together. So clip is how far the
+predictions may move, whatever the parameters; where it binds the rate no longer counts. It bounds
+what a step adds to V: with momentum μ what V has added up moves by up to 1/(1 - μ) as far.
 
 Biases are in [W b]. Layers without factors (None: norms, scales, recurrent layers, attention) have
 U = dW, in the same sum.
 
 State  Ā and Ḡ, and V, of the size of params.
-Cost  one Cholesky factorisation of A and of G, o³/3 + i³/3 multiply-adds, and o² i + o i² for the
-solutions, in each layer and step.
+Cost  every step factorises every Ā and Ḡ anew (Cholesky), o³/3 + i³/3 multiply-adds for each layer,
+and solves, o² i + o i²: cubic in the width. That is little beside many examples, and more than the
+whole gradient where layers are wider than the batch. No inverse is kept for later steps.
 Ill-conditioned  with λ near 0: A and G have rank m S at most. The factorisation of what isn't
 positive definite is NaN.
 Source  Martens & Grosse (2015), arXiv:1503.05671, sections 5 and 6.3; Ba, Grosse & Martens (2017),
@@ -67,14 +70,19 @@ def kfac(
 ) -> GradientTransformationExtraArgs:
     """K-FAC: U = (G + √λ/π I)⁻¹ dW (A + π √λ I)⁻¹ in place of each layer's gradient.
 
+    Each step factorises all A and G by Cholesky: of order o³ + i³ for a layer with i inputs and o
+    outputs.
+
     Args:
         learning_rate: of the step, or a schedule, of the steps taken before.
-        like: factors of any batch, or their shapes: jax.eval_shape of `kfac_factors`. It says which
-            layer has which; the values aren't used.
+        like: factors of any batch, or their shapes: jax.eval_shape of `kfac_factors`. The state
+            starts with zeros of these shapes, which params alone don't tell; values aren't used.
         damping: λ > 0, in the unit of F.
         decay: of the averages of A and G, at least 0 and below 1.
         momentum: at least 0 and below 1.
-        clip: bound on rate² Σ U · dW, above 0; None for no bound.
+        clip: bound on rate² Σ U · dW, about twice the KL divergence that a step without momentum
+            makes, above 0; None for no bound. 1e-3 is the custom (kl_clip elsewhere): 1/1000 nat
+            holds the first steps, whose factors are of few batches; near a minimum it is idle.
 
     Returns:
         An optax transformation; give its update the factors by name:
