@@ -5,6 +5,7 @@ equal, whatever the order of the sums.
 """
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,7 @@ TIED = mbp.tied(mbp.sequential(*[mbp.Dense(2, mbp.tanh)] * 2), ((0,), (1,)))
 OPTIMIZER = mbp.kfac(0.1, mbp.DenseFactors(jnp.eye(3), jnp.eye(3)))
 
 
+@dataclass(frozen=True)
 class Unknown(Layer):
     """A layer of a kind that nobody has said a visit for."""
 
