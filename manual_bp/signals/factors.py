@@ -228,7 +228,9 @@ def _inner(p: Form, q: Form) -> jax.Array:
         (_, s, _, o), z, i = p.errors.shape, q.errors.shape[1], p.inputs.shape[3]
         if _has_one_place(p) and _has_one_place(q):
             errors = (_wide(p.errors) * q.errors).sum(-1)
-            return (errors * (_wide(p.inputs) * q.inputs).sum(-1)).sum((1, 2))
+            inputs = (_wide(p.inputs) * q.inputs).sum(-1)
+            # of an example of weight 0 the inputs may be so large that their square is infinite
+            return jnp.where(errors == 0, 0, errors * inputs).sum((1, 2))
         if GRAM_COSTS * s * z * (o + i) < (s if p is q else s + z) * o * i:
             errors = _einsum("msgo,mzgo->mgsz", p.errors, q.errors)
             return (errors * _einsum("msgi,mzgi->mgsz", p.inputs, q.inputs)).sum((1, 2, 3))

@@ -194,7 +194,7 @@ def _conv(
     groups, o, _ = G.shape
     rows = jnp.moveaxis(W.reshape(-1, groups, o), 0, -1)  # (groups, o, K c)
     joined = jnp.concatenate([rows, *(each.reshape(groups, o, 1) for each in b)], axis=2)
-    U = jax.vmap(lambda *each: _solved(*each, damping))(A, G, joined)
+    U = jax.vmap(functools.partial(_solved, damping=damping))(A, G, joined)
     kernel = jnp.moveaxis(U[:, :, : rows.shape[2]], -1, 0).reshape(W.shape)
     return kernel, *(U[:, :, -1].reshape(-1) for _ in b)
 
