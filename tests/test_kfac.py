@@ -141,6 +141,25 @@ def test_the_direction_of_a_table_solves_a_system_whose_A_is_diagonal():
     assert np.array_equal(found, U)
 
 
+@pytest.mark.parametrize(("share", "scale"), [(0.25, 0.5), (4.0, 1.0)])
+def test_a_step_is_scaled_to_the_clip_over_all_layers_and_added_to_the_velocity(share, scale):
+    systems = System(0), System(2)
+    factors = tuple(mbp.DenseFactors(jnp.array(each.A), jnp.array(each.G)) for each in systems)
+    grads = tuple((jnp.array(each.dW[:, :4]), jnp.array(each.dW[:, 4])) for each in systems)
+    along = float(sum((each.U * each.dW).sum() for each in systems))
+    optimizer = mbp.kfac(0.5, factors, damping=4.0, momentum=0.5, clip=share * along / 4)
+    state = optimizer.init(grads)
+    for added_up in (1.0, 1.5):
+        updates, state = optimizer.update(grads, state, factors=factors)
+        for (W, b), each in zip(updates, systems, strict=True):
+            expected = -0.5 * scale * added_up * each.U
+            assert np.array_equal(np.column_stack([W, b]), expected)
+    others = jax.tree.map(jnp.zeros_like, factors)
+    _, state = optimizer.update(grads, state, factors=others)
+    thirds = jax.tree.map(lambda leaf: leaf * (1 - jnp.float32(1) / 3), factors)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.factors, thirds)))
+
+
 def test_layers_without_factors_hold_none_and_a_stack_has_steps_in_front():
     network = mbp.sequential(
         mbp.Embedding(4, 2), mbp.stack(mbp.sequential(mbp.LayerNorm(), mbp.Dense(2)), 3)
