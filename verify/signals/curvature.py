@@ -17,7 +17,7 @@ from verify.signals.cases import objective, of_signal, one_by_one
 
 CASES: tuple[tuple[Layer, Loss, Shape, bool], ...] = (
     (mbp.mlp([2, 2, 2]), mbp.SquaredError(), (2, 2), True),
-    (mbp.mlp([2, 2, 3], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), (2, 2), False),
+    (mbp.mlp([3, 2, 3], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), (2, 3), False),
     (
         mbp.sequential(mbp.Dense(2, mbp.tanh), mbp.Dense(3)),
         mbp.SoftmaxCrossEntropy(),
