@@ -466,7 +466,9 @@ for scale, colour, style, name in (
     right.plot(curve, counts, style, color=colour, label=label)
 right.set(xscale="log", yscale="log", xlabel="batch size B", ylabel=f"steps to a loss of {GOAL}")
 right.set_xticks(SIZES, SIZES)
+right.set_yticks([20, 50, 100, 200, 500], [20, 50, 100, 200, 500])
 right.minorticks_off()
+right.set_ylim(top=3000)
 right.set_title("what a larger batch saves")
 right.legend(fontsize=9.5)
 plt.show()
@@ -556,7 +558,7 @@ for name, (_, colour) in RULES.items():
     for axis, each in zip(axes[1:], angles, strict=False):
         axis.plot(smooth(each), color=colour)
 axes[0].plot(smooth(floor[1]), ":", color="black", label=f"only the last layer: {floor[0]:.1%}")
-axes[0].set(yscale="log", xlabel="step", ylabel="training loss")
+axes[0].set(yscale="log", xlabel="step", ylabel="training loss", ylim=(7e-3, 60))
 axes[0].set_title("loss, and accuracy on the test set")
 axes[0].legend(fontsize=9)
 for axis, layer in zip(axes[1:], (1, 2), strict=True):
@@ -594,6 +596,7 @@ plt.show()
 # (1/\delta)}\;}$$
 #
 # Every step here uses all training digits, so there is no sampling whose secrecy could be credited;
+# $N$, by which the sum is divided, counts as known;
 # an accountant for random batches, or a tighter conversion, would state a smaller $\varepsilon$.
 # What isn't counted: that rates and the clip were chosen by looking at these data, and that
 # floating-point noise from a generator for simulations isn't noise from an adversary's point of
@@ -951,9 +954,10 @@ right.legend()
 plt.show()
 
 # %% [markdown]
-# On the left, updates of a hundredth of the weights and less, and a share of units that are dead at
-# one batch of 64, not for good. On the right, what sigmoid does to an error: each layer takes a
-# factor of four or more, the largest slope being $1/4$, and relu's keeps its size.
+# On the left, updates that begin at one or two hundredths of the weights and fall tenfold, and the
+# share of units that are dead at one batch of 64, not for good. (Biases begin at 0: any first step
+# is infinitely large beside them.) On the right, what sigmoid does to an error: each layer costs a
+# factor of about four, its largest slope being $1/4$, while relu's error keeps its size.
 #
 # ## 9. What to take home
 #
