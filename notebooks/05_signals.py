@@ -549,7 +549,7 @@ print(f"{'only the last layer learns':<27} {floor[0]:8.3f}")
 for name in ("feedback alignment", "direct feedback alignment"):
     first, last = (outcome[name][2][:2, part].mean(1) for part in (slice(50), slice(-50, None)))
     assert (last < first - 15).all() and first.max() < 90
-    assert outcome["backpropagation"][0] - 0.02 < outcome[name][0] > floor[0] + 0.02
+    assert outcome["backpropagation"][0] - 0.03 < outcome[name][0] > floor[0] + 0.02
 
 fig, axes = plt.subplots(1, 3, figsize=(13.5, 4), sharex=True)
 for name, (_, colour) in RULES.items():
@@ -571,7 +571,7 @@ plt.show()
 # At the beginning feedback alignment points nowhere: nearly 90° in both layers. Within some hundred
 # steps the forward weights turn until $B$ is of use, and the angles fall, in the layer next to the
 # output further than in the one below. They don't go to 0, and needn't: all three rules end within
-# two points of backpropagation's accuracy, and far above the last layer alone, though feedback
+# three points of backpropagation's accuracy, and far above the last layer alone, though feedback
 # alignment takes more steps to the same loss. Sign symmetry begins at half the angle, since it
 # follows $W$.
 #
@@ -596,10 +596,11 @@ plt.show()
 # (1/\delta)}\;}$$
 #
 # Every step here uses all training digits, so there is no sampling whose secrecy could be
-# credited, and $N$, by which the sum is divided, counts as known. An accountant for random batches,
-# or a tighter conversion, would state a smaller $\varepsilon$. What isn't counted: that rates and the clip were chosen by looking at these data, and that
-# floating-point noise from a generator for simulations isn't noise from an adversary's point of
-# view. This is an experiment, not a deployment.
+# credited, and $N$, by which the sum is divided, counts as known. An accountant for random
+# batches, or a tighter conversion, would state a smaller $\varepsilon$. What isn't counted: that
+# rates and the clip were chosen by looking at these data, and that floating-point noise from a
+# generator for simulations isn't noise from an adversary's point of view. This is an experiment,
+# not a deployment.
 
 # %%
 CLIP, PRIVATE_STEPS, DELTA = 1.0, 60, 1e-4
@@ -907,8 +908,8 @@ plt.show()
 
 # %% [markdown]
 # Per step K-FAC is far ahead: adam needs several times as many steps to the loss at which K-FAC
-# ends. But a step takes several times as long, with layers as small as these, and per second the
-# lead is gone. Its damping and its bound on the step were chosen by hand for this task, as
+# ends. But a step takes several times as long, with layers as small as these, and per second there
+# is little left of the lead, or nothing; the ratio printed is that of this machine. Its damping and its bound on the step were chosen by hand for this task, as
 # adam's other settings were chosen by its authors for many.
 #
 # ## 8. Left on while training: diagnostics
