@@ -909,8 +909,9 @@ plt.show()
 # %% [markdown]
 # Per step K-FAC is far ahead: adam needs several times as many steps to the loss at which K-FAC
 # ends. But a step takes several times as long, with layers as small as these, and per second there
-# is little left of the lead, or nothing; the ratio printed is that of this machine. Its damping and its bound on the step were chosen by hand for this task, as
-# adam's other settings were chosen by its authors for many.
+# is little left of the lead, or nothing; the ratio printed is that of this machine. K-FAC's damping
+# and its bound on the step were chosen by hand for this task, as adam's other settings were chosen
+# by its authors for many.
 #
 # ## 8. Left on while training: diagnostics
 #
