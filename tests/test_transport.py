@@ -1,5 +1,6 @@
 """Error transport as researchers use it; its rules are judged by verify/signals/transport.py."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -250,8 +251,9 @@ def test_noise_is_normal_and_as_large_as_it_says():
     noise = (dx - true)[:2] / (0.5 * rms[:2])
     assert (np.abs(noise.mean(1)) < STANDARD_ERRORS / np.sqrt(count)).all()
     assert (np.abs((noise**2).mean(1) - 1) < STANDARD_ERRORS * np.sqrt(2 / count)).all()
-    within = (np.abs(noise) < 1).mean(1)  # of a normal distribution erf(1/√2)
-    assert (np.abs(within - 0.6826894921370859) < STANDARD_ERRORS * np.sqrt(0.22 / count)).all()
+    within, share = (np.abs(noise) < 1).mean(1), math.erf(0.5**0.5)
+    spread = np.sqrt(share * (1 - share) / count)
+    assert (np.abs(within - share) < STANDARD_ERRORS * spread).all()
     assert (dx[2] == 0).all()
 
 

@@ -268,6 +268,7 @@ DERIVED = {
     ("verify/diagnosis.py", "comparison with a number"): "finds words for what is judged wrong",
     ("verify/text/__main__.py", "rounded to digits"): "losses and seconds of a file for pictures",
     ("tests/test_text.py", "rounded to digits"): "the same, made again",
+    ("tests/test_transport.py", "finfo().eps"): "the unit roundoff, in bounds derived beside it",
 }
 """Where something of the kind isn't a tolerance, and why."""
 

@@ -146,7 +146,7 @@ def _places(
     kept = [side for axis, side in enumerate(sizes) if axis not in gone]
 
     def laid_out(found: np.ndarray) -> np.ndarray:
-        found = found.reshape(*rows, *kept)
+        found = found.reshape((*rows, *kept))
         return np.moveaxis(found, range(len(rows), found.ndim), window_axes)
 
     return laid_out(place), laid_out(whole)
