@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--mutants",
         type=int,
         metavar="N",
-        help="of each rule at most (60); 0: all mutants of all rules, within the budget; some "
+        help="of each rule at most (40); 0: all mutants of all rules, within the budget; some "
         "minutes: --only mutants --mutants 0 --budget 1800",
     )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON too")
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     if quick:
         every = rules.one_of_each(every)
 
-    per_rule = options.mutants if options.mutants is not None else 6 if quick else 60
+    per_rule = options.mutants if options.mutants is not None else 6 if quick else 40
 
     def numbers(count: int) -> list[int]:
         return list(range(count)) if trial is None else [trial]

@@ -8,6 +8,7 @@ are an identity before each product, whose derivative is theirs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -247,7 +248,7 @@ def attention(carry: Carry, params: Any, B: Any, x: Any) -> Any:
         carry(dense, x, W, other)
         for W, other in ((params.Wq, B.Wq), (params.Wk, B.Wk), (params.Wv, B.Wv))
     )
-    read = jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / np.sqrt(q.shape[-1])) @ v
+    read = jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) * (1 / math.sqrt(q.shape[-1]))) @ v
     return carry(dense, read, params.Wo, B.Wo)
 
 
