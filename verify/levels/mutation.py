@@ -65,7 +65,7 @@ def chosen(
     picked += [rules.of_case(case, every_intermediate=False) for case in WHOLE]
     of_signals = signals.rules()
     found = []
-    for rule in (*picked, *of_signals):
+    for rule in (*of_signals, *picked):  # the last ones may be left when the time is up
         bench = Bench(rule)
         signal = any(rule is each for each in of_signals)
         most = -(-per_rule // SIGNALS_SHARE) if signal else per_rule
