@@ -7,6 +7,7 @@ plain gradient by hand of the same batch, and against jax.vmap of jax.grad with 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,17 +19,17 @@ from benchmarks.measuring import Row, compiled, seconds_in_turn, temporary_bytes
 MEBIBYTE = 2**20
 WIDTHS = (784, 1024, 1024, 10)
 BATCH = 256
-NETWORK = mbp.mlp(WIDTHS)
+CLIP = 1.0
 
 
-def clipped(params: Any, x: Any, y: Any) -> Any:
-    """Σ min(1, 1/‖g_i‖) g_i."""
-    return mbp.clipped_grads(params, x, y, clip=1.0, network=NETWORK)
+def by_hand(widths: tuple[int, ...]) -> Callable[..., Any]:
+    """Σ min(1, C/‖g_i‖) g_i, of params, x and y."""
+    return functools.partial(mbp.clipped_grads, clip=CLIP, network=mbp.mlp(widths))
 
 
-def plain(params: Any, x: Any, y: Any) -> Any:
+def plain(widths: tuple[int, ...]) -> Callable[..., Any]:
     """The gradient of the batch by hand."""
-    return mbp.manual_grads(params, x, y, network=NETWORK)
+    return functools.partial(mbp.manual_grads, network=mbp.mlp(widths))
 
 
 def by_vmap(params: Any, x: Any, y: Any) -> Any:
@@ -41,42 +42,35 @@ def by_vmap(params: Any, x: Any, y: Any) -> Any:
 
     grads = jax.vmap(jax.grad(objective), (None, 0, 0))(params, x, y)
     squared = sum((each.reshape(len(x), -1) ** 2).sum(1) for each in jax.tree.leaves(grads))
-    shares = jnp.minimum(1, 1 / jnp.sqrt(squared))
+    shares = jnp.minimum(1, CLIP / jnp.sqrt(squared))
     return jax.tree.map(lambda each: jnp.tensordot(shares, each, 1), grads)
 
 
-def _numbers() -> tuple[Any, Any, Any]:
-    x = jax.random.normal(jax.random.key(1), (BATCH, WIDTHS[0]))
-    y = jax.random.randint(jax.random.key(2), (BATCH,), 0, WIDTHS[-1])
-    return NETWORK.init(jax.random.key(0), x), x, y
+def numbers(widths: tuple[int, ...], batch: int) -> tuple[Any, Any, Any]:
+    """Params, x and y."""
+    x = jax.random.normal(jax.random.key(1), (batch, widths[0]))
+    y = jax.random.randint(jax.random.key(2), (batch,), 0, widths[-1])
+    return mbp.mlp(widths).init(jax.random.key(0), x), x, y
 
 
-def measure_memory() -> list[Row]:
-    """The row that is the same on every run."""
-    shapes = jax.eval_shape(_numbers)
-    ours, theirs = (temporary_bytes(each, *shapes) / MEBIBYTE for each in (clipped, plain))
-    return [Row("memory of a clipped sum over a gradient", _name(), ours, theirs, "MiB")]
-
-
-def measure(rounds: int = 7) -> list[Row]:
+def measure(widths: tuple[int, ...] = WIDTHS, batch: int = BATCH, rounds: int = 7) -> list[Row]:
     """All rows.
 
     Args:
+        widths: of an MLP.
+        batch: how many examples.
         rounds: how many times to measure each time.
     """
-    numbers = _numbers()
-    ours, theirs, vmapped = (
-        functools.partial(compiled(each, *numbers), *numbers) for each in (clipped, plain, by_vmap)
-    )
+    given = numbers(widths, batch)
+    programs = (by_hand(widths), plain(widths), by_vmap)
+    ours, theirs, vmapped = (functools.partial(compiled(each, *given), *given) for each in programs)
     # apart: after vmap's gigabytes the memory of whatever comes next is cold
     time, one = seconds_in_turn(3 * rounds, ours, theirs)
     again, of_vmap = seconds_in_turn(rounds, ours, vmapped)
+    held, held_by_one = (temporary_bytes(each, *given) / MEBIBYTE for each in programs[:2])
+    name = f"{'-'.join(map(str, widths))} x {batch}"
     return [
-        Row("time of a clipped sum over a gradient", _name(), time, one, "s", 1.2),
-        Row("time of a clipped sum over vmap(jax.grad)", _name(), again, of_vmap, "s"),
-        *measure_memory(),
+        Row("time of a clipped sum over a gradient", name, time, one, "s", 1.2),
+        Row("time of a clipped sum over vmap(jax.grad)", name, again, of_vmap, "s"),
+        Row("temporary memory of a clipped sum over a gradient", name, held, held_by_one, "MiB"),
     ]
-
-
-def _name() -> str:
-    return f"{'-'.join(map(str, WIDTHS))} x {BATCH}"

@@ -7,7 +7,16 @@ import pytest
 
 import manual_bp as mbp
 from benchmarks import __main__ as benchmarks
-from benchmarks import attention, diagnostics, linear_cross_entropy, lstm, per_example, stack
+from benchmarks import (
+    attention,
+    clipping,
+    diagnostics,
+    linear_cross_entropy,
+    lstm,
+    per_example,
+    stack,
+)
+from verify.judges import same
 
 SMALL = stack.Size(features=64, examples=128, inside=256)
 
@@ -95,3 +104,18 @@ def test_norms_of_each_example_need_no_more_memory_than_a_gradient(monkeypatch):
         lambda: per_example.transformer(4, 8, 16, 16),
     )
     assert len(per_example.measure(small, rounds=1)) == 2 * (len(times) + 2)
+
+
+def test_a_clipped_sum_is_what_vmap_makes_and_all_rows_are_measured():
+    widths, batch = (4, 5, 3), 6
+    given = clipping.numbers(widths, batch)
+    params, x, y = given
+    assert same(
+        lambda params, x: clipping.by_hand(widths)(params, x, y),
+        lambda params, x: clipping.by_vmap(params, x, y),
+        params,
+        x,
+    ).ok
+    *times, memory = clipping.measure(widths, batch, rounds=1)
+    assert all(row.measured > 0 for row in times)
+    assert memory.measured > memory.against  # all errors are held
