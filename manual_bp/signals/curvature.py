@@ -36,7 +36,6 @@ Source  Schraudolph (2002), Fast curvature matrix-vector products for second-ord
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -49,7 +48,7 @@ from manual_bp.layer import Layer, Loss, Tree
 from manual_bp.signals.factored import loss_factors
 from manual_bp.signals.factors import Uses, sum_of_squares
 from manual_bp.signals.loss_curvature import hessian_factor
-from manual_bp.signals.per_example import gathered_uses, meets_late, uses_of, visit_of
+from manual_bp.signals.per_example import compiled, gathered_uses, meets_late, uses_of, visit_of
 
 
 def ggn_diagonal(
@@ -188,10 +187,7 @@ def of_examples(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     return v, jnp.where(by_example == 0, 0, weights / by_example)
 
 
-_static: Callable[..., Any] = functools.partial(jax.jit, static_argnames=("network", "loss"))
-
-
-@_static
+@compiled
 def _compiled_ggn(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Tree:
@@ -209,7 +205,7 @@ def _compiled_ggn(
     return over_columns(back, loss, prediction, y, weights)
 
 
-@_static
+@compiled
 def _compiled_fisher(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Tree:

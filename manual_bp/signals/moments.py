@@ -33,8 +33,6 @@ Source  McCandlish, Kaplan, Amodei et al. (2018), arXiv:1812.06162, appendix A
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +47,7 @@ from manual_bp.signals.factors import (
     sum_of_squares,
     wide_weighted_sum,
 )
-from manual_bp.signals.per_example import gradient_gram, over_factors, total_of_examples
+from manual_bp.signals.per_example import compiled, gradient_gram, over_factors, total_of_examples
 
 
 class Moments(NamedTuple):
@@ -184,10 +182,7 @@ def cosines_of(gram: jax.Array) -> jax.Array:
     return _over(gram, norms[:, None] * norms)
 
 
-_static: Callable[..., Any] = functools.partial(jax.jit, static_argnames=("network", "loss"))
-
-
-@_static
+@compiled
 def _compiled_moments(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Moments:
@@ -218,7 +213,7 @@ def _compiled_moments(
     )
 
 
-@_static
+@compiled
 def _compiled_noise(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> GradientNoise:

@@ -282,10 +282,11 @@ def has_shared(network: Layer) -> bool:
     return False
 
 
-_static = functools.partial(jax.jit, static_argnames=("network", "loss"))
+compiled: Callable[..., Any] = functools.partial(jax.jit, static_argnames=("network", "loss"))
+"""How every signal is compiled: network and loss are static."""
 
 
-@_static
+@compiled
 def _compiled_norms(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Tree:
@@ -295,7 +296,7 @@ def _compiled_norms(
     return jax.tree.map(lambda each: jnp.moveaxis(each, -1, 0), found)
 
 
-@_static
+@compiled
 def _compiled_grads(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Tree:
@@ -306,7 +307,7 @@ def _compiled_grads(
     return found
 
 
-@_static
+@compiled
 def _compiled_gram(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> jax.Array:
