@@ -1,0 +1,119 @@
+"""Cross-entropy of integer classes, from logits or straight from features."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manual_bp.gradients import weights_of
+from manual_bp.inputs import check_arrays
+from manual_bp.interop.attaching import attached
+from manual_bp.interop.function import as_loss
+from manual_bp.layer import Tree
+from manual_bp.losses.linear_cross_entropy import LinearCrossEntropy, Params
+from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
+
+
+def softmax_cross_entropy(
+    logits: Any, labels: Any, *, label_smoothing: float = 0.0, ignored_class: int | None = None
+) -> jax.Array:
+    """-Σ y log softmax(z) of each prediction, whose error is the notes' A - Y.
+
+    Args:
+        logits: (..., C).
+        labels: integer classes (...), or probabilities (..., C).
+        label_smoothing: the share of a class that is spread evenly; for integers.
+        ignored_class: labels of this class have the value 0; None when all count.
+
+    Returns:
+        (...), one number for each prediction.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong type or shape; where a gradient for
+            labels is asked for.
+
+    Source: manual_bp/losses/softmax_cross_entropy.py has formula, derivation and source.
+
+    Example:
+        >>> loss = lambda z: softmax_cross_entropy(z, jnp.array([0])).mean()
+        >>> print(jax.grad(loss)(jnp.zeros((1, 2))))
+        [[-0.5  0.5]]
+    """
+    loss = SoftmaxCrossEntropy(label_smoothing=label_smoothing, ignored_class=ignored_class)
+    return as_loss(loss)(logits, labels)
+
+
+def linear_cross_entropy(
+    h: Any,
+    W: Any,
+    labels: Any,
+    b: Any = None,
+    *,
+    weights: Any = None,
+    chunk: int | None = None,
+    soft_cap: float | None = None,
+    label_smoothing: float = 0.0,
+    ignored_class: int | None = None,
+    z_loss: float = 0.0,
+) -> jax.Array:
+    """J = Σ w · (log Σ_c e^{z_c} - z_label) of z = W h, without the logits of all predictions.
+
+    Forward makes the loss and, in the same sweep over chunks, dh, dW and db for dJ = 1; these are
+    what backward keeps, and scales by dJ. So each matrix product is taken once, and the memory is
+    that of the gradients and of one chunk's logits.
+
+    Args:
+        h: (..., F), the features.
+        W: (C, F), the head's weights, or an embedding's table.
+        labels: integer classes (...).
+        b: (C,), None for none.
+        weights: (...), what each prediction counts; by default one over the number of those that
+            do, the mean.
+        chunk: predictions in a chunk; see LinearCrossEntropy.
+        soft_cap, label_smoothing, ignored_class, z_loss: as for LinearCrossEntropy.
+
+    Returns:
+        J, a scalar.
+
+    Raises:
+        TypeError, ValueError: for arguments of the wrong type or shape.
+
+    Source: manual_bp/losses/linear_cross_entropy.py has formula, derivation and source.
+
+    Example:
+        >>> h, W, labels = jnp.ones((4, 3)), jnp.zeros((1000, 3)), jnp.array([0, 999, 7, 7])
+        >>> print(jax.grad(lambda W: linear_cross_entropy(h, W, labels))(W)[7, 0])
+        -0.499
+    """
+    loss = LinearCrossEntropy(
+        W.shape[0],
+        chunk=chunk,
+        soft_cap=soft_cap,
+        label_smoothing=label_smoothing,
+        ignored_class=ignored_class,
+        z_loss=z_loss,
+        bias=b is not None,
+    )
+    params = Params(W, () if b is None else b)
+    check_arrays(params, h=h, labels=labels, weights=weights)
+    h, labels = jnp.asarray(h), jnp.asarray(labels)
+    weights = weights_of(loss, h, labels, None if weights is None else jnp.asarray(weights))
+    return _weighted_sum(loss)(h, params, weights, labels)
+
+
+@functools.cache
+def _weighted_sum(loss: LinearCrossEntropy) -> Any:
+    """(h, params, weights, labels) -> J, for one setting."""
+
+    def forward(h: Any, params: Tree, weights: Any, labels: Any) -> tuple[jax.Array, Tree]:
+        values, dparams, dh = loss.sweep(params, h, labels, weights)
+        total = jnp.where(weights == 0, 0, weights * values).sum()
+        return total, (dh, dparams, values)
+
+    def backward(kept: Tree, dJ: jax.Array) -> tuple[Any, ...]:
+        return *jax.tree.map(lambda each: (dJ * each).astype(each.dtype), kept), None
+
+    return attached(forward, backward)
