@@ -43,12 +43,19 @@ Source  Vaswani et al. (2017), Attention is all you need, arXiv:1706.03762; the 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import accumulation_dtype
+
+
+NEVER = -math.inf
+"""The exponent of what may not be read. It is masked before e^S: after it, a score far above the
+readable ones would be ∞ first, and the derivative of this program 0 · ∞, for who takes a second
+one."""
 
 
 class How(NamedTuple):
@@ -87,7 +94,7 @@ def forward(
     scores, tanh = score(how, q, k)
     readable = may_read(how, masks, jnp.arange(q.shape[-2]), jnp.arange(k.shape[-2]))
     largest = where(readable, scores, lowest(scores)).max(-1, keepdims=True)
-    exponentials = where(readable, jnp.exp(scores - largest), 0)
+    exponentials = jnp.exp(where(readable, scores - largest, NEVER))
     P = exponentials / at_least_one(exponentials.sum(-1, keepdims=True))
     return jnp.einsum("mhgts,mhsd->mhgtd", P, v), Kept(P, tanh)
 

@@ -65,6 +65,7 @@ import numpy as np
 
 from manual_bp.layer import accumulation_dtype
 from manual_bp.layers._attention import (
+    NEVER,
     How,
     Masks,
     at_least_one,
@@ -161,7 +162,7 @@ def forward(
         before = _at(largest, i)
         now = jnp.maximum(before, where(readable, scores, lowest(scores)).max(-1, keepdims=True))
         rescale = _rescale(before, now)
-        exponentials = where(readable, jnp.exp(scores - now), 0)
+        exponentials = jnp.exp(where(readable, scores - now, NEVER))
         total = rescale * _at(denominator, i) + exponentials.sum(-1, keepdims=True)
         weighted = jnp.einsum("mhgts,mhsd->mhgtd", exponentials, _at(values, j))
         weighted = rescale * _at(numerator, i) + weighted
@@ -211,7 +212,7 @@ def backward(
         k_j, v_j = (_at(each, j) for each in of_columns)
         scores, tanh = score(how, q_i, k_j)
         readable = grid.readable(how, cut, i, j)
-        P = where(readable, jnp.exp(scores - largest_i), 0) * inverse_i
+        P = jnp.exp(where(readable, scores - largest_i, NEVER)) * inverse_i
         dP = jnp.einsum("mhgtd,mhsd->mhgts", dout_i, v_j)
         dS = through_cap(tanh, P * (dP - through_sum_i))
         dq_i = _at(dq, i) + jnp.einsum("mhgts,mhsd->mhgtd", dS, k_j)

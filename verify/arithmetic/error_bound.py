@@ -201,6 +201,19 @@ def _scatter_to_extremes(params: Any, source: Bounded, operand: Bounded) -> Boun
     return Bounded(value, bound + gamma(math.prod(params["window_dimensions"])) * size)
 
 
+def _gather_from_extremes(params: Any, tangents: Bounded, operand: Bounded) -> Bounded:
+    """select_and_gather_add, bounded by every place that may be a window's extreme."""
+    value = windows.select_and_gather_add(params, tangents.value, operand.value)
+    chosen = windows.select(params, operand.value)
+    candidates = Bounded(chosen.candidates, windows.rows(params, operand.bound, 0.0))
+    at = chosen.winner[:, None]
+    winner = Bounded(*(np.take_along_axis(each, at, 1) for each in candidates))
+    found = Bounded(*(windows.rows(params, each, 0.0) for each in tangents))
+    away = np.abs(found.value - value.reshape(-1, 1)) + found.bound
+    bound = np.where(_overlap(winner, candidates), away, 0.0).max(1)
+    return Bounded(value, bound.reshape(value.shape))
+
+
 def _moved(places: Callable[..., Any], a: Bounded, fill: float) -> Bounded:
     """Padding is exact."""
     return Bounded(places(a.value, fill), places(a.bound, 0.0))
@@ -230,6 +243,7 @@ PRIMITIVES: dict[str, Primitive] = {
     "cummax": _running_extreme("cummax"),
     "cummin": _running_extreme("cummin"),
     "sort": _sort,
+    "select_and_gather_add": _gather_from_extremes,
     "select_and_scatter_add": _scatter_to_extremes,
     "scatter-add": _scatter_add,
 }

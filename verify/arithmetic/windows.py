@@ -118,6 +118,14 @@ def select_and_scatter_add(params: Any, source: np.ndarray, operand: np.ndarray)
     return cropped(params, out.reshape(chosen.shape), operand.shape)
 
 
+def select_and_gather_add(params: Any, tangents: np.ndarray, operand: np.ndarray) -> np.ndarray:
+    """The tangent at the place of each window's extreme; what the name adds to is zeros."""
+    chosen = select(params, operand)
+    counts = windows(params, padded(params, operand, 0)).shape[: operand.ndim]
+    at = chosen.winner[:, None]
+    return np.take_along_axis(rows(params, tangents, 0), at, 1).reshape(counts)
+
+
 def running(function: Callable[[np.ndarray, int], Any]) -> Primitive:
     """A running reduction along params' axis, from either end."""
 
@@ -139,6 +147,7 @@ def sort(params: Any, *operands: np.ndarray) -> list[np.ndarray]:
 
 
 PLAIN: dict[str, Primitive] = {
+    "select_and_gather_add": select_and_gather_add,
     "select_and_scatter_add": select_and_scatter_add,
     "argmax": lambda params, a: np.argmax(a, axis=params["axes"][0]).astype(params["index_dtype"]),
     "argmin": lambda params, a: np.argmin(a, axis=params["axes"][0]).astype(params["index_dtype"]),
