@@ -23,6 +23,7 @@ from verify import (
     training,
     wrong_formulas,
 )
+from verify.interop import stage as interop
 from verify.levels import agreement, bad_input, edges, lattice, low_precision, mutation, structure
 from verify.report import Report, apart
 from verify.text import stage as text
@@ -101,7 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
         "text": lambda: text.run(report, quick=quick),
         "networks": lambda: None,  # below: they run beside all others
     }
+    by_itself = {"interop": lambda: interop.run(report)}  # it starts processes for devices
     chosen = options.only or list(stages)
+    stages |= by_itself
     unknown = [name for name in chosen if name not in stages]
     if unknown:
         parser.error(f"--only {unknown[0]!r} is none of {', '.join(stages)}")

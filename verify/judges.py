@@ -141,7 +141,7 @@ def within_bounds(manual: Mapping[str, Any], autodiff: Mapping[str, Any]) -> Ver
     for name in _in_order(manual, autodiff):
         if name not in manual or name not in autodiff:
             return Verdict(False, np.inf, entries, name, "is missing on one side")
-        ours, theirs = _as_bounded(manual[name]), _as_bounded(autodiff[name])
+        ours, theirs = as_bounded(manual[name]), as_bounded(autodiff[name])
         if ours.value.shape != theirs.value.shape:
             return Verdict(
                 False, np.inf, entries, name, f"{ours.value.shape} against {theirs.value.shape}"
@@ -167,14 +167,15 @@ def tightness(results: Mapping[str, Any]) -> list[float]:
     """The bound of each result relative to its largest entry: how much L4 lets pass."""
     shares = []
     for value in results.values():
-        bounded = _as_bounded(value)
+        bounded = as_bounded(value)
         size = np.abs(bounded.value).max(initial=0)
         if size > 0:
             shares.append(float(bounded.bound.max() / size))
     return shares
 
 
-def _as_bounded(value: Any) -> Bounded:
+def as_bounded(value: Any) -> Bounded:
+    """A result of L4's arithmetic with its bound, 0 where it is exact."""
     if isinstance(value, Bounded):
         return value
     if isinstance(value, Doubtful):

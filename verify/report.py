@@ -25,6 +25,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+COLUMNS = 12
+"""Levels side by side in a matrix; more make another one below."""
+
 
 @dataclass
 class Level:
@@ -135,7 +138,7 @@ class Report:
     def print(self) -> None:
         """The levels, the matrix, the notes and the failures."""
         self.console.print(self._level_table())
-        if matrix := self._matrix():
+        for matrix in self._matrices():
             self.console.print(matrix)
         self._lines(sorted({f"{level}: {why}" for (_, level), why in self.omitted.items()}))
         self._lines(
@@ -197,7 +200,7 @@ class Report:
             )
         return table
 
-    def _matrix(self) -> Table | None:
+    def _matrices(self) -> list[Table]:
         """Rules against levels: judgements in each cell, in red how many failed."""
         levels = [  # those that judge single rules; the others are in the table above
             level for level in self.levels.values() if set(level.counts) - {"", "networks"}
@@ -205,12 +208,14 @@ class Report:
         families = sorted(
             {family for level in levels for family in level.counts if family}, key=str.lower
         )
-        if not families:
-            return None
+        parts = range(0, len(levels), COLUMNS)
+        return [self._matrix(levels[first : first + COLUMNS], families) for first in parts]
+
+    def _matrix(self, levels: list[Level], families: list[str]) -> Table:
         table = Table(title="judgements by rule and level (– where a level doesn't apply)")
         table.add_column("rule", no_wrap=True)
         for level in levels:
-            table.add_column(level.name.replace(" ", "\n", 1), justify="right", no_wrap=True)
+            table.add_column(level.name.replace(" ", "\n"), justify="right", no_wrap=True)
         for family in families:
             cells = []
             for level in levels:

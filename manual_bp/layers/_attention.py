@@ -51,7 +51,6 @@ import jax.numpy as jnp
 
 from manual_bp.layer import accumulation_dtype
 
-
 NEVER = -math.inf
 """The exponent of what may not be read. It is masked before e^S: after it, a score far above the
 readable ones would be ∞ first, and the derivative of this program 0 · ∞, for who takes a second

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from verify import judges
 from verify.interop.rows import Function, Row
-from verify.rules import flat
+from verify.judges import Verdict
+from verify.rules import Rule, flat
 
 FEW = 3
 """Numbers in which a whole Hessian is formed."""
@@ -171,6 +173,20 @@ CONTEXTS: dict[str, Callable[[Function, Row], Program]] = {
 }
 
 
+def judge(row: Row, context: str) -> Verdict:
+    """Ours against autodiff's: by bounds; by growing precision where they aren't finite.
+
+    A row whose maxima may always tie, within bounds, by fractions.
+    """
+    make = CONTEXTS[context]
+    args = row.d, row.c, row.dout
+    rule = Rule(row.name, row.family, make(row.ours, row), make(row.theirs, row), draw=_undrawn)
+    if row.exact:
+        return judges.rational(rule, args)
+    verdict = judges.bounds(rule, args)
+    return judges.digits(rule, args) if verdict.why == judges.UNBOUNDED else verdict
+
+
 def why_not(context: str, row: Row) -> str:
     """Why a context doesn't apply to a row, "" where it does."""
     if context in ("vmap", "vmap(grad)") and row.mixes:
@@ -183,11 +199,18 @@ def why_not(context: str, row: Row) -> str:
     return ""
 
 
+def _undrawn(*_: Any) -> Any:
+    raise NotImplementedError("a row of the matrix has its arguments")
+
+
 def _direction(d: Any) -> Any:
-    """A fixed direction for each array, without zeros."""
-    return jax.tree.map(
-        lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), d
-    )
+    """A fixed direction for each array, without zeros; exact in any arithmetic."""
+
+    def of(leaf: Any) -> jax.Array:
+        numbers = np.resize([0.5, -1.5, 2.0, 1.0, -0.5], leaf.size)
+        return jnp.asarray(numbers.reshape(leaf.shape), leaf.dtype)
+
+    return jax.tree.map(of, d)
 
 
 def _examples(row: Row) -> int:

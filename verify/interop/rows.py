@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_bp import activations
 from manual_bp.activation import Activation
 from manual_bp.interop import as_function, as_loss, elementwise, functions
 from manual_bp.layer import Layer, Loss
+from manual_bp.layers.batch_norm import BatchNorm
 from verify import reference, specs
 from verify.networks import opened
 from verify.rules import generator, of_layer, of_loss
@@ -45,6 +46,8 @@ class Row:
     """Whether an example's out depends on the others."""
     tangents: bool = False
     """Whether it has a rule for forward mode too."""
+    exact: bool = False
+    """Whether it is judged in fractions: gradients are sums of the weights themselves."""
     on_devices: Function | None = None
     """ours, for the code of one of several devices, where that must say so (BatchNorm)."""
 
@@ -90,6 +93,10 @@ def of_a_layer(layer: Layer, shape: Shape, seed: int = 0) -> Row:
         params, x = given.pop("params"), given.pop("x")
         return reference.forward(layer, params, x, untapped, taken=given)
 
+    joined = None
+    if isinstance(layer, BatchNorm):  # its statistics are of all devices' examples
+        over_devices = dataclasses.replace(layer, axis_name="data")
+        joined = functools.partial(ours, layer=over_devices)
     return Row(
         family=type(layer).__name__,
         name=rule.name,
@@ -100,6 +107,7 @@ def of_a_layer(layer: Layer, shape: Shape, seed: int = 0) -> Row:
         dout=dout,
         divided=_divided({**d, **c}),
         mixes=rule.mixes,
+        on_devices=joined,
     )
 
 
@@ -112,6 +120,7 @@ def _of_losses() -> Iterator[Row]:
 def of_a_loss(loss: Loss, shape: Shape, seed: int = 0) -> Row:
     """as_loss(loss) beside the reference that its spec gives."""
     spec, rule = specs.of_loss(loss), of_loss(loss, shape)
+    exact = "L4 bounds" in rule.omitted
     *own, prediction, target, weights = rule.draw(generator(seed), "normal")
     f = as_loss(loss)
 
@@ -130,6 +139,7 @@ def of_a_loss(loss: Loss, shape: Shape, seed: int = 0) -> Row:
         c={"target": target},
         dout=weights,
         divided=frozenset({"x", "target"}),
+        exact=exact,
     )
 
 
@@ -188,6 +198,7 @@ def _of_activations() -> Iterator[Row]:
         activation, _ = spec.samples[0]
         rule = of_layer(activation, (EXAMPLES, 2))
         _, z, da = rule.draw(generator(2), "normal")
+        assert isinstance(activation, Activation)
         g = elementwise(activation)
         yield Row(
             family=type(activation).__name__,
