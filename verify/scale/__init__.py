@@ -1,0 +1,1 @@
+"""Many devices: where parameters lie, what the devices tell each other, and training on them."""
