@@ -179,9 +179,11 @@ class BatchNorm(Layer):
         normalized, inverse_std = _normalized(self, residuals)
         dout = _where_counted(mask, dout.astype(normalized.dtype))
         dscale, dshift = sum_over_examples(dout * normalized), sum_over_examples(dout)
-        through_mean = self._over_devices(dshift) / n
-        through_std = normalized * (self._over_devices(dscale) / n)
-        dx = params.scale * inverse_std * (dout - through_mean - through_std)
+        # The sums once more: XLA takes equal ones once. But where a mesh divides γ and β it divides
+        # dγ and dβ, and means made of those would have to be gathered; so would r times γ.
+        through_mean = self._over_devices(sum_over_examples(dout)) / n
+        through_std = normalized * (self._over_devices(sum_over_examples(dout * normalized)) / n)
+        dx = params.scale * (inverse_std * (dout - through_mean - through_std))
         dparams = Params(dscale.astype(params.scale.dtype), dshift.astype(params.shift.dtype))
         return dparams, _where_counted(mask, dx).astype(x.dtype)
 

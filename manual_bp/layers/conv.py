@@ -204,8 +204,8 @@ class Conv(Layer):
         axes = self._axes(x)
         dx = correlate(
             dout,
-            self._flipped_and_exchanged(W),
-            ("NSC", "SIO", "NSC"),
+            self._flipped(W),
+            ("NSC", "SOI", "NSC"),  # exchanged by name: nothing moves, on a mesh neither
             spread=[axis.s for axis in axes],
             padding=[(axis.span - axis.low, axis.span - axis.high + axis.rest) for axis in axes],
             dilation=[axis.d for axis in axes],
@@ -249,13 +249,12 @@ class Conv(Layer):
         seen = jnp.concatenate(slices, axis=3)  # (m, places, groups, K, C / groups)
         return seen.reshape(*seen.shape[:3], -1)
 
-    def _flipped_and_exchanged(self, W: jax.Array) -> jax.Array:
-        """W[k - 1 - q, c, o] as (q, o, c) within each group: (*kernel, O / groups, C)."""
+    def _flipped(self, W: jax.Array) -> jax.Array:
+        """W[k - 1 - q, c, o] as (q, c, o), c of all groups, o of one: (*kernel, C, O / groups)."""
         *kernel, c, features = W.shape
-        o = features // self.groups
-        by_group = W.reshape(*kernel, c, self.groups, o)
-        exchanged = jnp.swapaxes(by_group, -3, -1).reshape(*kernel, o, self.groups * c)
-        return jnp.flip(exchanged, range(len(kernel)))  # last: so XLA knows the form on GPUs
+        by_group = W.reshape(*kernel, c, self.groups, features // self.groups)
+        of_all = jnp.swapaxes(by_group, -3, -2).reshape(*kernel, self.groups * c, -1)
+        return jnp.flip(of_all, range(len(kernel)))  # last: so XLA knows the form on GPUs
 
     def _axes(self, x: Any) -> list[Axis]:
         rank = len(per_axis(self.kernel))

@@ -134,7 +134,8 @@ class Embedding(Layer):
             tpu=add_in_order,
             default=add_by_sorting,
         )
-        dW = jnp.where(exist(tokens, self.vocabulary).all(), dW, jnp.nan)
+        # A sum, as dW is: so what devices find of their tokens travels with what they find of dW.
+        dW += jnp.where(exist(tokens, self.vocabulary), 0, jnp.nan).astype(wide).sum()
         return Params(dW.astype(params.W.dtype)), no_gradient(tokens)
 
     def readable(self, x: Any) -> Any:
