@@ -132,7 +132,7 @@ class Dense(Layer):
     def preactivation(self, params: Params, a_prev: jax.Array) -> jax.Array:
         """Z = A_prev Wᵀ + b."""
         self._check(params, a_prev)
-        z = a_prev @ params.W.T
+        z = jnp.einsum("...i,oi->...o", a_prev, params.W)  # W as it is: gathered once on a mesh
         return z + params.b if self.bias else z
 
     def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
