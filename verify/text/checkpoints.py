@@ -59,7 +59,7 @@ class Checkpoints:
                 f"The checkpoints in {self.checkpointer.directory} are of another training: "
                 f"{'; '.join(other)}. Use another directory, or the same settings."
             )
-        return Progress(**self.checkpointer.load(latest.step, start._asdict()))
+        return type(start)(**self.checkpointer.load(latest.step, start._asdict()))
 
 
 @contextmanager
