@@ -27,7 +27,7 @@ import sys
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from verify.scale import train as training
+from verify.scale.meshes import auto_mesh
 from verify.scale.processes import end_with, run_all
 from verify.scale.train import TASK, Progress, Settings, Training
 from verify.text.checkpoints import checkpoints
@@ -47,9 +48,16 @@ AXES = ("data", "tensor")
 def main(arguments: list[str] | None = None) -> int:
     """Train; the exit status is 0 if all processes came to the end."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    settings, axes, devices = _checked(options, parser.error)
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options, arguments)
+    except ValueError as error:
+        print(f"python -m verify.scale: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: Any, arguments: list[str]) -> int:
+    settings, axes, devices = _checked(options)
     alone = options.processes == 1
     if not alone and options.process_id is None:
         return run_all(["verify.scale", *arguments], options.processes)
@@ -61,13 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
     jax.config.update("jax_enable_x64", settings.dtype == "float64")
     if axes is None:
         axes = {"data": jax.device_count()}
-    try:
-        training.check_layout(settings, axes, jax.device_count())
-        mesh = training.mesh_of(axes)
-        run = training.prepare(settings, corpus(), mesh, fully_sharded=options.fully_sharded)
-        progress = _train(run, options)
-    except ValueError as error:
-        parser.error(str(error))
+    training.check_layout(settings, axes, jax.device_count())
+    mesh = auto_mesh(**axes)
+    run = training.prepare(settings, corpus(), mesh, fully_sharded=options.fully_sharded)
+    progress = _train(run, options)
     if options.json and jax.process_index() == 0:
         command = shlex.join(["python", "-m", "verify.scale", *arguments])
         found = {"command": command, **_result(run, progress, options.fully_sharded)}
@@ -132,33 +137,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _checked(options: Any, error: Any) -> tuple[Settings, dict[str, int] | None, int | None]:
+def _checked(options: Any) -> tuple[Settings, dict[str, int] | None, int | None]:
     """Settings, mesh and devices of the options, as far as they can be checked before JAX runs."""
     processes, number, devices = options.processes, options.process_id, options.devices
     if processes < 1:
-        error(f"--processes must be 1 or more, got {processes}.")
+        raise ValueError(f"--processes must be 1 or more, got {processes}.")
     if (number is None) != (options.coordinator is None):
-        error("--process-id and --coordinator belong together: give both, or none.")
+        raise ValueError("--process-id and --coordinator belong together: give both, or neither.")
     if number is not None and not 0 <= number < processes:
-        error(
-            f"--process-id must be from 0 to {processes - 1} of {processes} --processes, got {number}."
-        )
+        raise ValueError(f"--process-id must be from 0 to {processes - 1}, got {number}.")
     if devices is None and processes > 1 and number is None:
         devices = processes
     if devices is not None and (devices < 1 or devices % processes):
-        error(f"--devices must be a multiple of --processes, got {devices} for {processes}.")
+        raise ValueError(
+            f"--devices must be a multiple of the {processes} --processes, got {devices}."
+        )
+    if options.kill_after is not None and options.kill_after < 1:
+        raise ValueError(f"--kill-after must be 1 or more, got {options.kill_after}.")
     chosen = {
         field.name: value
         for field in dataclasses.fields(Settings)
         if (value := getattr(options, field.name, None)) is not None
     }
-    try:
-        settings = dataclasses.replace(TASK, **chosen)
-        axes = _axes(options.mesh) if options.mesh else None
-        if devices is not None:
-            training.check_layout(settings, axes or {"data": devices}, devices)
-    except ValueError as wrong:
-        error(str(wrong))
+    settings = dataclasses.replace(TASK, **chosen)
+    axes = _axes(options.mesh) if options.mesh else None
+    if options.fully_sharded and axes and "tensor" in axes:
+        raise ValueError("--fully-sharded is along data alone: give it, or a mesh with tensor.")
+    if devices is not None:
+        training.check_layout(settings, axes or {"data": devices}, devices)
     return settings, axes, devices
 
 
@@ -174,7 +180,7 @@ def _axes(written: str) -> dict[str, int]:
 
 
 def _keep_standard_output() -> None:
-    """Gloo tells of its connections on file 1, from C++: what Python prints gets a file of its own."""
+    """Gloo tells of its connections on file 1, from C++: Python's output gets a file of its own."""
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -198,12 +204,12 @@ def _train(run: Training, options: Any) -> Progress:
         loss = TextColumn("loss {task.fields[loss]:.4f}")
         bar = stack.enter_context(Bar(*columns, loss, console=console))
         task = bar.add_task("", total=settings.steps, completed=progress.step, loss=np.nan)
-        for progress in training.train(run, progress):
-            bar.update(task, completed=progress.step, loss=progress.losses[progress.step - 1])
-            last = progress.step == settings.steps
-            if saved and (last or progress.step % settings.save_every == 0):
+        for reached in training.train(run, progress):
+            progress, step = reached, reached.step
+            bar.update(task, completed=step, loss=progress.losses[step - 1])
+            if saved and (step % settings.save_every == 0 or step == settings.steps):
                 saved.save(progress)
-            if progress.step == options.kill_after and _last_one(options):
+            if step == options.kill_after and _last_one(options):
                 os.kill(os.getpid(), signal.SIGKILL)
     console.print(
         f"{progress.step} steps in {float(progress.seconds):.1f} s: "

@@ -31,7 +31,7 @@ def run_all(arguments: list[str], processes: int) -> int:
     ended: queue.Queue[int] = queue.Queue()
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
-        running: list[subprocess.Popen[str]] = []
+        running: list[subprocess.Popen[bytes]] = []
         try:
             for number, log in enumerate(logs):
                 join = [f"--coordinator=127.0.0.1:{port}", f"--process-id={number}"]
@@ -40,7 +40,6 @@ def run_all(arguments: list[str], processes: int) -> int:
                         [sys.executable, "-m", *arguments, *join, f"--started-by={os.getpid()}"],
                         stdout=log if number else None,
                         stderr=log,
-                        text=True,
                     )
                 )
                 threading.Thread(target=_tell, args=(running, number, ended), daemon=True).start()
@@ -70,7 +69,7 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _tell(running: list[subprocess.Popen[str]], number: int, ended: queue.Queue[int]) -> None:
+def _tell(running: list[subprocess.Popen[bytes]], number: int, ended: queue.Queue[int]) -> None:
     running[number].wait()
     ended.put(number)
 

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import manual_bp as mbp
@@ -102,11 +102,6 @@ def check_layout(settings: Settings, axes: dict[str, int], devices: int) -> None
         )
 
 
-def mesh_of(axes: dict[str, int]) -> Mesh:
-    """All devices of all processes in a grid; those of one process are neighbours."""
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), (AxisType.Auto,) * len(axes))
-
-
 class Carry(NamedTuple):
     """What a step hands on to the next; on the way its arrays stay where they are."""
 
@@ -142,7 +137,12 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh, *, fully_sharded: bo
     """Say where everything will be, without making anything yet."""
     network = settings.network(len(corpus.vocabulary))
     shapes = jax.eval_shape(functools.partial(_begin, settings, network), jax.random.key(0))
-    placed = meshes.place(shapes.params, mesh, fully_sharded=fully_sharded)
+    if fully_sharded:
+        placed = meshes.fully_sharded(shapes.params, mesh, "data")
+    elif "tensor" in mesh.shape:
+        placed = meshes.tensor_parallel(shapes.params, mesh, "tensor")
+    else:
+        placed = meshes.replicated(shapes.params, mesh)
     whole = NamedSharding(mesh, P())  # a copy on each device
     moments = optax.tree_utils.tree_map_params(
         settings.optimizer(),
@@ -151,8 +151,8 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh, *, fully_sharded: bo
         placed,
         transform_non_params=lambda _: whole,
     )
-    rows = NamedSharding(mesh, P("data"))
-    return Training(settings, network, corpus.training, rows, Carry(placed, moments))
+    carry = Carry(placed, moments)
+    return Training(settings, network, corpus.training, meshes.batch(mesh), carry)
 
 
 def _begin(settings: Settings, network: Layer, key: jax.Array) -> Carry:
@@ -189,9 +189,9 @@ def batch_at(run: Training, number: int) -> jax.Array:
 
 def rows_here(run: Training) -> list[int]:
     """The rows of each batch that this process's devices hold."""
-    rows = range(run.settings.batch)
-    held = run.rows.addressable_devices_indices_map((len(rows),)).values()
-    return sorted({row for (part,) in held for row in rows[part]})
+    rows = np.arange(run.settings.batch)
+    held = run.rows.addressable_devices_indices_map(rows.shape)
+    return sorted({int(row) for part in held.values() for row in rows[part]})
 
 
 def compiled_step(run: Training) -> Callable[[Carry, jax.Array], tuple[Carry, jax.Array]]:

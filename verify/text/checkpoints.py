@@ -15,7 +15,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from verify.text.corpus import Corpus
-from verify.text.training import Progress, Settings
+from verify.text.training import Settings
 
 KEPT = 2
 """The last so many checkpoints are kept."""
@@ -33,14 +33,22 @@ class Checkpoints:
         self.checkpointer = checkpointer
         self.made_for = {**dataclasses.asdict(settings), "sha256": corpus.sha256}
 
-    def save(self, progress: Progress) -> None:
-        """Write how far it has come, unless this step has been written already."""
+    def save(self, progress: Any) -> None:
+        """Write how far it has come, unless this step has been written already.
+
+        Args:
+            progress: a NamedTuple of arrays and the number `step`. Where several processes train,
+                each calls this, and they write their parts of one checkpoint.
+        """
         if not any(each.step == progress.step for each in self.checkpointer.checkpoints):
             metadata = self.made_for
             self.checkpointer.save(progress.step, progress._asdict(), custom_metadata=metadata)
 
-    def last(self, start: Progress) -> Progress:
+    def last(self, start: Any) -> Any:
         """The last one that was saved, `start` if there is none.
+
+        Args:
+            start: a training before its first step; arrays are put where its are.
 
         Raises:
             ValueError: when it is of a training with other settings or another text.
