@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -201,12 +200,11 @@ def _train(run: Training, options: Any) -> Progress:
             if progress.step:
                 console.print(f"going on after step {progress.step} of {settings.steps}")
         columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
-        loss = TextColumn("loss {task.fields[loss]:.4f}")
-        bar = stack.enter_context(Bar(*columns, loss, console=console))
-        task = bar.add_task("", total=settings.steps, completed=progress.step, loss=np.nan)
+        bar = stack.enter_context(Bar(*columns, TextColumn("{task.fields[loss]}"), console=console))
+        task = bar.add_task("", total=settings.steps, completed=progress.step, loss="")
         for reached in training.train(run, progress):
             progress, step = reached, reached.step
-            bar.update(task, completed=step, loss=progress.losses[step - 1])
+            bar.update(task, completed=step, loss=f"loss {progress.losses[step - 1]:.4f}")
             if saved and (step % settings.save_every == 0 or step == settings.steps):
                 saved.save(progress)
             if step == options.kill_after and _last_one(options):
@@ -223,11 +221,11 @@ def _last_one(options: Any) -> bool:
 
 
 def _layout_in_words(run: Training, fully_sharded: bool) -> str:
-    mesh = run.rows.mesh
+    mesh, processes = run.rows.mesh, jax.process_count()
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     return (
-        f"{mesh.size} {jax.devices()[0].platform} devices in {jax.process_count()} processes, "
-        f"{axes}{', fully sharded' * fully_sharded}; process 0 reads "
+        f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)} in {processes} "
+        f"process{'es' * (processes > 1)}, {axes}{', fully sharded' * fully_sharded}; process 0 reads "
         f"{len(training.rows_here(run))} of {run.settings.batch} rows"
     )
 

@@ -25,9 +25,7 @@ def run_all(arguments: list[str], processes: int) -> int:
     Process 0 writes to this one's standard output. What else they print is kept, and printed after
     their end: of a process that failed, with the reason why it ended.
     """
-    with socket.socket() as free:  # a port that nobody uses: the coordinator's, a moment later
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ended: queue.Queue[int] = queue.Queue()
     with ExitStack() as stack:
         logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
@@ -56,6 +54,13 @@ def run_all(arguments: list[str], processes: int) -> int:
             if text := _read(log):
                 print(f"Process {number} printed:\n{text}", file=sys.stderr)
     return 0
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def end_with(parent: int) -> None:

@@ -1,0 +1,199 @@
+"""One training on one device, on eight, in two processes; killed, and gone on with."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pytest
+
+from verify.curves import LIMIT, NEIGHBOURS, Curves, neighbour
+from verify.scale import __main__ as command
+from verify.scale import meshes, processes
+from verify.scale import train as training
+from verify.text.checkpoints import checkpoints
+from verify.text.corpus import corpus
+
+TINY = dataclasses.replace(
+    training.TASK,
+    steps=12,
+    batch=8,
+    context=8,
+    width=16,
+    heads=2,
+    rate=1e-2,
+    warmup=2,
+    save_every=3,
+    dtype="float64",  # in which a wrong factor is as far off as ten million roundings
+)
+SETTINGS = [
+    f"--{name.replace('_', '-')}={value}"
+    for name, value in dataclasses.asdict(TINY).items()
+    if name not in ("model", "evaluate_every")
+]
+RUN = [sys.executable, "-m", "verify.scale", "train", *SETTINGS]
+
+
+def ended(*options):
+    """The command in a process of its own, when it has ended."""
+    return subprocess.run([*RUN, *options], capture_output=True, text=True, check=False)
+
+
+def losses_of(directory, *options):
+    """What a training reports that comes to its end, and what it printed."""
+    path = directory / "losses.json"
+    done = ended("--checkpoints", str(directory), "--json", str(path), *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())["losses"], done.stdout
+
+
+# --- one device -----------------------------------------------------------------------------
+
+
+@functools.cache
+def one_device():
+    """The training, its compiled step, and its start as NumPy arrays."""
+    with jax.enable_x64(True):
+        mesh = meshes.auto_mesh(data=1)
+        run = training.prepare(TINY, corpus(), mesh, fully_sharded=False)
+        start = training.start(run)
+        carry = jax.tree.map(np.asarray, start.carry)
+        return run, training.compiled_step(run), start._replace(carry=carry)
+
+
+@functools.cache
+def on_one_device(number=None):
+    """Losses and last params of one device, or of its neighbour of this number.
+
+    The neighbour has its params moved by a rounding, and each batch in an order of its own.
+    """
+    run, step, start = one_device()
+    with jax.enable_x64(True):
+        carry, losses, rng = start.carry, [], np.random.default_rng(number)
+        for place in range(TINY.steps):
+            batch = training.batch_at(run, place)
+            if number is not None:
+                carry = carry._replace(params=neighbour(carry.params, rng))
+                batch = np.asarray(batch)[rng.permutation(TINY.batch)]
+            carry, loss = step(carry, batch)
+            losses.append(float(loss))
+        return np.array(losses), jax.tree.map(np.asarray, carry.params)
+
+
+def last_params(directory):
+    """Of the last checkpoint, whatever devices wrote it, on none."""
+    with checkpoints(directory, TINY, corpus()) as saved:
+        last = saved.last(one_device()[2])
+    assert last.step == TINY.steps
+    return last.carry.params
+
+
+def curves(losses):
+    others = np.array([on_one_device(number)[0] for number in range(NEIGHBOURS)])
+    return Curves(np.array(losses), on_one_device()[0], others, TINY.steps)
+
+
+def assert_as_on_one_device(losses, params):
+    """Within twice what rounding does to one device's losses and last params: verify.curves."""
+    assert curves(losses).ratio <= LIMIT, curves(losses)
+
+    def apart(params):
+        leaves = zip(jax.tree.leaves(params), jax.tree.leaves(on_one_device()[1]), strict=True)
+        return np.sqrt(sum(np.sum((ours - theirs) ** 2) for ours, theirs in leaves))
+
+    farthest = max(apart(on_one_device(number)[1]) for number in range(NEIGHBOURS))
+    assert apart(params) <= LIMIT * farthest, (apart(params), farthest)
+    assert farthest > 0
+
+
+# --- layouts --------------------------------------------------------------------------------
+
+
+def test_eight_devices_have_the_losses_of_one_and_go_on_after_a_kill(tmp_path):
+    eight = ["--devices", "8"]
+
+    def killed_and_gone_on_with(directory):
+        done = ended(*eight, "--checkpoints", str(directory), "--kill-after", "7")
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return losses_of(directory, *eight)
+
+    with ThreadPoolExecutor(2) as both:
+        whole = both.submit(losses_of, tmp_path / "whole", *eight)
+        killed = both.submit(killed_and_gone_on_with, tmp_path / "killed")
+        (losses, _), (again, out) = whole.result(), killed.result()
+    assert "going on after step 6 of 12" in out
+    assert again == losses
+    assert len(set(losses)) == TINY.steps
+    params = [last_params(tmp_path / name) for name in ("whole", "killed")]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *params)))
+    assert_as_on_one_device(losses, params[0])
+
+
+def by_hand(directory, *options):
+    """Two processes as on two hosts, each started by a command of its own."""
+    coordinator = f"127.0.0.1:{processes.free_port()}"
+    common = [*RUN, "--devices=8", "--processes=2", f"--coordinator={coordinator}"]
+    started = [
+        subprocess.Popen(
+            [*common, f"--process-id={number}", "--checkpoints", str(directory), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    return [(process.communicate()[0], process.returncode) for process in started]
+
+
+def test_two_processes_have_the_losses_of_one_device_and_go_on_after_kills(tmp_path):
+    two = ["--devices", "8", "--processes", "2"]
+
+    def killed_and_gone_on_with(directory):
+        for printed, status in by_hand(directory, "--kill-after", "7"):
+            assert status == -signal.SIGKILL, printed
+        done = ended(*two, "--checkpoints", str(directory), "--kill-after", "10")
+        assert done.returncode == 128 + signal.SIGKILL
+        expected = "Process 1 was killed by SIGKILL; the others were stopped. It printed nothing."
+        assert expected in done.stderr
+        assert "going on after step 6 of 12" in done.stdout
+        return losses_of(directory, *two)
+
+    with ThreadPoolExecutor(2) as both:
+        whole = both.submit(losses_of, tmp_path / "whole", *two)
+        killed = both.submit(killed_and_gone_on_with, tmp_path / "killed")
+        (losses, out), (again, out_again) = whole.result(), killed.result()
+    assert "8 cpu devices in 2 processes, data=8; process 0 reads 4 of 8 rows" in out
+    assert "Gloo" not in out
+    assert "going on after step 9 of 12" in out_again
+    assert again == losses
+    params = [last_params(tmp_path / name) for name in ("whole", "killed")]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, *params)))
+    assert_as_on_one_device(losses, params[0])
+
+
+LAYOUTS = {
+    "data and tensor": ["--devices=8", "--mesh=data=4,tensor=2"],
+    "tensor across processes": ["--devices=4", "--processes=2", "--mesh=tensor=4"],
+    "fully sharded": ["--devices=8", "--processes=2", "--fully-sharded"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_shared_parameters_give_the_losses_of_one_device(layout, tmp_path):
+    losses, _ = losses_of(tmp_path, *LAYOUTS[layout])
+    assert_as_on_one_device(losses, last_params(tmp_path))
+
+
+def test_a_factor_off_by_a_millionth_is_seen():
+    losses = on_one_device()[0]
+    assert curves(losses * (1 + 1e-6)).ratio > LIMIT
+    shifted = np.roll(losses, 1)
+    assert curves(shifted).ratio > LIMIT
