@@ -42,9 +42,22 @@ SETTINGS = [
 RUN = [sys.executable, "-m", "verify.scale", "train", *SETTINGS]
 
 
+QUICKLY = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """As the processes do that tests start: where XLA fuses, parameters are drawn otherwise."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def ended(*options):
     """The command in a process of its own, when it has ended."""
-    return subprocess.run([*RUN, *options], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [*RUN, *options], capture_output=True, text=True, check=False, env=QUICKLY
+    )
 
 
 def losses_of(directory, *options):
@@ -147,6 +160,7 @@ def by_hand(directory, *options):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=QUICKLY,
         )
         for number in range(2)
     ]

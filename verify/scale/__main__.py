@@ -191,14 +191,16 @@ def _train(run: Training, options: Any) -> Progress:
     settings = run.settings
     console = Console(quiet=jax.process_index() != 0, highlight=False)
     console.print(_layout_in_words(run, options.fully_sharded))
-    progress = training.start(run)
+    progress = training.outline(run)
     with ExitStack() as stack:
         saved = None
         if options.checkpoints:
             saved = stack.enter_context(checkpoints(options.checkpoints, settings, corpus()))
             progress = saved.last(progress)
-            if progress.step:
-                console.print(f"going on after step {progress.step} of {settings.steps}")
+        if progress.step:
+            console.print(f"going on after step {progress.step} of {settings.steps}")
+        else:
+            progress = training.start(run)
         columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
         bar = stack.enter_context(Bar(*columns, TextColumn("{task.fields[loss]}"), console=console))
         task = bar.add_task("", total=settings.steps, completed=progress.step, loss="")

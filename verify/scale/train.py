@@ -130,7 +130,12 @@ class Training(NamedTuple):
     rows: NamedSharding
     """Where the rows of a batch are: along the axis "data"."""
     carry: Carry
-    """Where parameters and adam's moments are."""
+    """Shapes of parameters and of adam's moments, and where they are."""
+
+    @property
+    def placements(self) -> Carry:
+        """Where parameters and adam's moments are."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.carry)
 
 
 def prepare(settings: Settings, corpus: Corpus, mesh: Mesh, *, fully_sharded: bool) -> Training:
@@ -151,7 +156,11 @@ def prepare(settings: Settings, corpus: Corpus, mesh: Mesh, *, fully_sharded: bo
         placed,
         transform_non_params=lambda _: whole,
     )
-    carry = Carry(placed, moments)
+    carry = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        Carry(placed, moments),
+    )
     return Training(settings, network, corpus.training, meshes.batch(mesh), carry)
 
 
@@ -161,6 +170,11 @@ def _begin(settings: Settings, network: Layer, key: jax.Array) -> Carry:
     return Carry(params, settings.optimizer().init(params))
 
 
+def outline(run: Training) -> Progress:
+    """A training before its first step, with shapes for arrays: what a checkpoint is read into."""
+    return Progress(0, run.carry, np.full(run.settings.steps, np.nan), np.zeros(()))
+
+
 def start(run: Training) -> Progress:
     """A training before its first step.
 
@@ -168,8 +182,8 @@ def start(run: Training) -> Progress:
     same numbers however many devices share them.
     """
     begin = functools.partial(_begin, run.settings, run.network)
-    carry = jax.jit(begin, out_shardings=run.carry)(jax.random.key(run.settings.seed))
-    return Progress(0, carry, np.full(run.settings.steps, np.nan), np.zeros(()))
+    drawn = jax.jit(begin, out_shardings=run.placements)(jax.random.key(run.settings.seed))
+    return outline(run)._replace(carry=drawn)
 
 
 def batch_at(run: Training, number: int) -> jax.Array:
@@ -201,8 +215,8 @@ def compiled_step(run: Training) -> Callable[[Carry, jax.Array], tuple[Carry, ja
     @functools.partial(
         jax.jit,
         donate_argnums=0,
-        in_shardings=(run.carry, run.rows),
-        out_shardings=(run.carry, NamedSharding(run.rows.mesh, P())),
+        in_shardings=(run.placements, run.rows),
+        out_shardings=(run.placements, NamedSharding(run.rows.mesh, P())),
     )
     def step(carry: Carry, tokens: jax.Array) -> tuple[Carry, jax.Array]:
         params, memory = carry

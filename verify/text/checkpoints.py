@@ -48,7 +48,7 @@ class Checkpoints:
         """The last one that was saved, `start` if there is none.
 
         Args:
-            start: a training before its first step; arrays are put where its are.
+            start: a training before its first step, or its shapes; arrays are put where its are.
 
         Raises:
             ValueError: when it is of a training with other settings or another text.
