@@ -1,6 +1,5 @@
 """One training on one device, on eight, in two processes; killed, and gone on with."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -184,7 +183,7 @@ def test_two_processes_have_the_losses_of_one_device_and_go_on_after_kills(tmp_p
         whole = both.submit(losses_of, tmp_path / "whole", *two)
         killed = both.submit(killed_and_gone_on_with, tmp_path / "killed")
         (losses, out), (again, out_again) = whole.result(), killed.result()
-    assert "8 cpu devices in 2 processes, data=8; process 0 reads 4 of 8 rows" in out
+    assert "cpu devices: 8, processes: 2, mesh: data=8; process 0 reads 4 of 8 rows" in out
     assert "Gloo" not in out
     assert "going on after step 9 of 12" in out_again
     assert again == losses
@@ -211,3 +210,107 @@ def test_a_factor_off_by_a_millionth_is_seen():
     assert curves(losses * (1 + 1e-6)).ratio > LIMIT
     shifted = np.roll(losses, 1)
     assert curves(shifted).ratio > LIMIT
+
+
+# --- processes that end early ---------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A module to be run in processes in place of the training: this code in it."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def write(code):
+        start = "import sys, time\nnumber = int(sys.argv[2].removeprefix('--process-id='))\n"
+        (tmp_path / "stand_in.py").write_text(start + code)
+        return ["stand_in"]
+
+    return write
+
+
+def test_the_first_process_that_fails_ends_all_and_is_named(stand_in, capfd):
+    code = "time.sleep(60) if number == 0 else sys.exit('there is no text here')"
+    before = time.perf_counter()
+    assert processes.run_all(stand_in(code), 3) == 1
+    assert time.perf_counter() - before < 30
+    said = capfd.readouterr().err
+    assert "ended with status 1; the others were stopped. It printed:\nthere is no text" in said
+    assert said.startswith(("Process 1", "Process 2"))
+
+
+def test_process_0_is_heard_at_once_and_the_others_warnings_at_the_end(stand_in, capfd):
+    code = "print('I am', number)\nif number: print('a warning', file=sys.stderr)"
+    assert processes.run_all(stand_in(code), 2) == 0
+    said = capfd.readouterr()
+    assert said.out == "I am 0\n"
+    assert "Process 1 printed:\n" in said.err and "a warning" in said.err
+    assert "Process 0" not in said.err
+
+
+def test_processes_end_with_the_command_that_started_them(stand_in):
+    code = (
+        "from verify.scale.processes import end_with\n"
+        "end_with(int(sys.argv[3].removeprefix('--started-by=')))\n"
+        "print('started', flush=True)\n"
+        "time.sleep(60)"
+    )
+    start = f"from verify.scale import processes; processes.run_all({stand_in(code)!r}, 1)"
+    # Its pipe is open for as long as one of the two runs.
+    with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"started\n"
+        before = time.perf_counter()
+        started.kill()
+        started.stdout.read()
+    assert time.perf_counter() - before < 30
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--devices 8 --processes 3", "--devices must be a multiple of the 3 --processes, got 8."),
+        ("--devices 0", "--devices must be a multiple of the 1 --processes, got 0."),
+        ("--processes 0", "--processes must be 1 or more, got 0."),
+        ("--processes 2 --process-id 1", "--process-id and --coordinator belong together"),
+        (
+            "--processes 2 --process-id 2 --coordinator 127.0.0.1:1",
+            "--process-id must be from 0 to 1, got 2.",
+        ),
+        ("--devices 8 --mesh data=4", "The mesh data=4 is one of 4 devices, there being 8: "),
+        ("--mesh data=2", "The mesh data=2 is one of 2 devices, there being 1: "),
+        ("--mesh data=4,model=2", "--mesh must be like data=4,tensor=2, got 'data=4,model=2'."),
+        ("--mesh data=4,tensor", "--mesh must be like data=4,tensor=2, got 'data=4,tensor'."),
+        ("--mesh data=0", "--mesh must be like data=4,tensor=2, got 'data=0'."),
+        (
+            "--devices 8 --batch 12",
+            "A batch of 12 rows can't be shared evenly along data=8 of the mesh data=8: give a "
+            "batch that is a multiple of 8.",
+        ),
+        (
+            "--devices 2 --mesh tensor=2 --fully-sharded",
+            "--fully-sharded is along data alone: give it, or a mesh with tensor.",
+        ),
+        ("--kill-after 0", "--kill-after must be 1 or more, got 0."),
+        ("--steps 0", "steps must be an int from 1 on, got 0."),
+        ("--dtype float16", "dtype must be 'float32' or 'float64', got 'float16'."),
+    ],
+)
+def test_what_cannot_be_trained_is_an_error(options, message, capsys):
+    assert command.main(["train", *options.split()]) == 2
+    assert f"python -m verify.scale: error: {message}" in capsys.readouterr().err
+
+
+def test_checkpoints_of_another_training_are_refused(tmp_path, capsys):
+    given = ["train", *SETTINGS, "--dtype=float32", "--checkpoints", str(tmp_path)]
+    assert command.main([*given, "--steps=1", "--warmup=0"]) == 0
+    assert command.main([*given, "--steps=1", "--warmup=0", "--rate=0.5"]) == 2
+    said = capsys.readouterr().err
+    assert "are of another training: rate was 0.01, is 0.5. Use another directory" in said
+
+
+def test_a_gpt_is_what_it_trains():
+    with pytest.raises(ValueError, match="model must be 'gpt', got 'char_lstm'"):
+        dataclasses.replace(TINY, model="char_lstm")

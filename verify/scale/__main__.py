@@ -223,12 +223,12 @@ def _last_one(options: Any) -> bool:
 
 
 def _layout_in_words(run: Training, fully_sharded: bool) -> str:
-    mesh, processes = run.rows.mesh, jax.process_count()
+    mesh, platform = run.rows.mesh, jax.devices()[0].platform
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     return (
-        f"{mesh.size} {jax.devices()[0].platform} device{'s' * (mesh.size > 1)} in {processes} "
-        f"process{'es' * (processes > 1)}, {axes}{', fully sharded' * fully_sharded}; process 0 reads "
-        f"{len(training.rows_here(run))} of {run.settings.batch} rows"
+        f"{platform} devices: {mesh.size}, processes: {jax.process_count()}, mesh: {axes}"
+        f"{', fully sharded' * fully_sharded}; process 0 reads {len(training.rows_here(run))} of "
+        f"{run.settings.batch} rows"
     )
 
 

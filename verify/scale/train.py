@@ -92,8 +92,8 @@ def check_layout(settings: Settings, axes: dict[str, int], devices: int) -> None
     places = math.prod(axes.values())
     if places != devices:
         raise ValueError(
-            f"The mesh {written} has {places} places, but there are {devices} devices: it needs "
-            "one for each (on a CPU, --devices makes as many as you say)."
+            f"The mesh {written} is one of {places} devices, there being {devices}: their product "
+            "must be the number of devices (on a CPU, --devices makes as many as you say)."
         )
     if settings.batch % axes["data"]:
         raise ValueError(
