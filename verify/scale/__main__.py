@@ -187,29 +187,25 @@ def _keep_standard_output() -> None:
 
 
 def _train(run: Training, options: Any) -> Progress:
-    """Train to the end, saving on the way: every process does all of this, process 0 prints."""
+    """Train to the end: every process does all of this, process 0 prints."""
     settings = run.settings
     console = Console(quiet=jax.process_index() != 0, highlight=False)
     console.print(_layout_in_words(run, options.fully_sharded))
-    progress = training.outline(run)
     with ExitStack() as stack:
         saved = None
         if options.checkpoints:
             saved = stack.enter_context(checkpoints(options.checkpoints, settings, corpus()))
-            progress = saved.last(progress)
+        reached = training.train(run, saved)
+        progress = next(reached)
         if progress.step:
             console.print(f"going on after step {progress.step} of {settings.steps}")
-        else:
-            progress = training.start(run)
         columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
         bar = stack.enter_context(Bar(*columns, TextColumn("{task.fields[loss]}"), console=console))
         task = bar.add_task("", total=settings.steps, completed=progress.step, loss="")
-        for reached in training.train(run, progress):
-            progress, step = reached, reached.step
-            bar.update(task, completed=step, loss=f"loss {progress.losses[step - 1]:.4f}")
-            if saved and (step % settings.save_every == 0 or step == settings.steps):
-                saved.save(progress)
-            if step == options.kill_after and _last_one(options):
+        for progress in reached:
+            loss = f"loss {progress.losses[progress.step - 1]:.4f}"
+            bar.update(task, completed=progress.step, loss=loss)
+            if progress.step == options.kill_after and _last_one(options):
                 os.kill(os.getpid(), signal.SIGKILL)
     console.print(
         f"{progress.step} steps in {float(progress.seconds):.1f} s: "

@@ -7,7 +7,8 @@ Every process runs this same program, step by step in time with the others:
     batch_at      each reads its own rows of the batch; together they are one array
     compiled_step each calls the same compiled step on that array: J is the mean over all rows, and
                   XLA adds what must cross from device to device, from the placements alone
-    train         each knows the loss; process 0 alone prints it, all together write a checkpoint
+    train         each knows the loss, of which process 0 alone tells; together they write one
+                  checkpoint, each its own part
 
 No line of the step speaks of devices. What makes it parallel are the placements of its arguments:
 rows along the mesh's axis "data", parameters as `verify.scale.meshes` says, and adam's moments as
@@ -39,6 +40,7 @@ import manual_bp as mbp
 from manual_bp.layer import Layer
 from verify.scale import meshes
 from verify.text import training
+from verify.text.checkpoints import Checkpoints
 from verify.text.corpus import Corpus
 
 
@@ -228,12 +230,24 @@ def compiled_step(run: Training) -> Callable[[Carry, jax.Array], tuple[Carry, ja
     return step
 
 
-def train(run: Training, progress: Progress) -> Iterator[Progress]:
-    """Go on from there: yields after each step, in every process alike."""
-    step = compiled_step(run)
+def train(run: Training, saved: Checkpoints | None) -> Iterator[Progress]:
+    """Go on from the last checkpoint, if there is one: yields where it begins, then each step.
+
+    All processes do all of this alike; a checkpoint is one, to which each writes its devices' part.
+    """
+    settings, progress = run.settings, outline(run)
+    if saved:
+        progress = saved.last(progress)
+    if progress.step == 0:
+        progress = start(run)
+    yield progress
     first, carry, losses, seconds = progress
-    before = time.perf_counter() - float(seconds)
-    for number in range(first, run.settings.steps):
+    step, before = compiled_step(run), time.perf_counter() - float(seconds)
+    for number in range(first, settings.steps):
         carry, loss = step(carry, batch_at(run, number))
-        losses[number] = float(loss)  # each device has it
-        yield Progress(number + 1, carry, losses, np.array(time.perf_counter() - before))
+        losses[number] = float(loss)  # the same on every device
+        done = number + 1
+        progress = Progress(done, carry, losses, np.array(time.perf_counter() - before))
+        if saved and (done % settings.save_every == 0 or done == settings.steps):
+            saved.save(progress)
+        yield progress
