@@ -228,11 +228,22 @@ def stand_in(tmp_path, monkeypatch):
     return write
 
 
-def test_the_first_process_that_fails_ends_all_and_is_named(stand_in, capfd):
-    code = "time.sleep(60) if number == 0 else sys.exit('there is no text here')"
+def test_the_first_process_that_fails_ends_all_and_is_named(stand_in, tmp_path, capfd):
+    code = f"""
+import os, pathlib
+here = pathlib.Path({str(tmp_path / "process_0")!r})
+if number == 0:
+    here.write_text(str(os.getpid()))
+    time.sleep(60)
+while not here.exists() or not here.read_text():
+    time.sleep(0.01)
+sys.exit("there is no text here")
+"""
     before = time.perf_counter()
     assert processes.run_all(stand_in(code), 3) == 1
     assert time.perf_counter() - before < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "process_0").read_text()), 0)
     said = capfd.readouterr().err
     assert "ended with status 1; the others were stopped. It printed:\nthere is no text" in said
     assert said.startswith(("Process 1", "Process 2"))
