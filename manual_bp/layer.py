@@ -36,6 +36,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manual_bp.sharding import as_divided, sharded_like
+
 Tree = Any  # a pytree of arrays, nested as the layer nests it
 Visit = Callable[..., tuple[Tree, Any]]
 """visit(layer, dout, params, residuals, *others) -> (what was seen, dx)"""
@@ -484,10 +486,17 @@ def accumulation_dtype(*arrays: Any) -> Any:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
-def sum_over_examples(values: jax.Array, axes: int = 1) -> jax.Array:
-    """Sum all but the last `axes` axes, accumulating in at least float32."""
+def sum_over_examples(values: jax.Array, axes: int = 1, like: jax.Array | None = None) -> jax.Array:
+    """Sum all but the last `axes` axes, accumulating in at least float32.
+
+    Args:
+        values: (..., C).
+        axes: how many are left.
+        like: the parameter whose gradient this is: the sum has its sharding and dtype.
+    """
     leading = tuple(range(values.ndim - axes))
-    return values.sum(leading, dtype=accumulation_dtype(values))
+    total = values.sum(leading, dtype=accumulation_dtype(values))
+    return total if like is None else sharded_like(total.astype(like.dtype), like)
 
 
 def outer_over_examples(left: jax.Array, right: jax.Array, like: jax.Array) -> jax.Array:
@@ -507,6 +516,6 @@ def outer_over_examples(left: jax.Array, right: jax.Array, like: jax.Array) -> j
         left,
         right,
         preferred_element_type=accumulation_dtype(left, right),
-        out_sharding=jax.typeof(like).sharding,  # a mesh with Explicit axes asks for it
+        out_sharding=as_divided(like, left, right),  # a mesh with Explicit axes asks for it
     )
     return total.astype(like.dtype)

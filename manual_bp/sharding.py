@@ -14,9 +14,14 @@ what is left to do is to bring the sum to the parameter's place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+P = jax.sharding.PartitionSpec
+Tree = Any
 
 
 def varying(kind: Any) -> frozenset[str]:
@@ -56,3 +61,169 @@ def placed_like(cotangent: Any, kind: Any) -> Any:
     if jax.typeof(cotangent).sharding != kind.sharding:
         cotangent = jax.sharding.reshard(cotangent, kind.sharding)
     return cotangent
+
+
+# --- Explicit axes: where results lie ----------------------------------------------------------
+#
+# All of these leave a program without Explicit axes as it is: they say None, or return what they
+# were given.
+
+
+def axes_of(x: Any) -> tuple[Any, ...]:
+    """For each axis of x the mesh axes, by name, along which it is divided; None for none."""
+    return tuple(jax.typeof(x).sharding.spec)
+
+
+def along(
+    x: Any, *axes: Any, shape: tuple[int, ...] | None = None
+) -> jax.sharding.NamedSharding | None:
+    """The sharding, on the mesh of x, of an array whose axes are divided along these mesh axes.
+
+    An array can be divided along a mesh axis but once: where one is named again, the first place
+    keeps it. So in x @ W with the examples and a fully sharded W divided along the same axis, the
+    product is divided by examples, and W is gathered.
+
+    Args:
+        x: an array, or several: the first one on a mesh with Explicit axes says which mesh.
+        axes: for each axis of the result as `axes_of` has them.
+        shape: of the result; a size that isn't a multiple of its devices isn't divided.
+
+    Returns:
+        The sharding, or None where x's mesh has no Explicit axes: for `out_sharding=`.
+    """
+    meshes = (jax.typeof(each).sharding.mesh for each in (x if isinstance(x, tuple) else (x,)))
+    mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+    if mesh is None:
+        return None
+    used: set[str] = set()
+    found = []
+    for number, names in enumerate(axes):
+        names = () if names is None else names if isinstance(names, tuple) else (names,)
+        names = tuple(name for name in names if name not in used)
+        parts = 1
+        for name in names:
+            parts *= mesh.shape[name]
+        if shape is not None and shape[number] % parts:
+            names = ()
+        used.update(names)
+        found.append(names[0] if len(names) == 1 else names or None)
+    return jax.sharding.NamedSharding(mesh, P(*found))
+
+
+def as_divided(like: Any, *among: Any) -> jax.sharding.NamedSharding | None:
+    """The sharding of an array like this one, on its mesh or on that of these: for `out_sharding=`.
+
+    None where there are no Explicit axes.
+    """
+    return along((like, *among), *axes_of(like))
+
+
+def matmul(x: Any, y: Any, like: Any = None) -> jax.Array:
+    """x @ y, divided as the rows of x and the columns of y are, or as this array is.
+
+    Args:
+        x: (..., n).
+        y: (n, p).
+        like: (..., p), an array.
+
+    Returns:
+        (..., p).
+    """
+    rows = along((x, y), *axes_of(x)[:-1], axes_of(y)[-1])
+    return jnp.matmul(x, y, out_sharding=rows if like is None else as_divided(like, x, y))
+
+
+def reshape(x: jax.Array, shape: tuple[int, ...], *axes: Any) -> jax.Array:
+    """x.reshape(shape), divided along these mesh axes; those that aren't named are not divided."""
+    axes = (*axes, *(None,) * (len(shape) - len(axes)))
+    return jnp.reshape(x, shape, out_sharding=along(x, *axes, shape=shape))
+
+
+def sharded_like(x: Any, like: Any) -> Any:
+    """x where this array of the same shape is."""
+    return _moved(x, as_divided(like, x))
+
+
+def beside(param: Any, x: Any) -> Any:
+    """A parameter placed for an element-wise operation with x: divided as x's last axes are.
+
+    Args:
+        param: (C,) or more axes, as many as x's last ones.
+        x: (..., C).
+    """
+    axes = axes_of(x)
+    return _moved(param, along((x, param), *axes[len(axes) - jnp.ndim(param) :]))
+
+
+def whole(params: Tree) -> Tree:
+    """Each parameter whole on every device."""
+    return jax.tree.map(lambda leaf: _moved(leaf, along(leaf, *(None,) * jnp.ndim(leaf))), params)
+
+
+def as_carry(x: Any, like: Any, *axes: Any) -> Any:
+    """x as a scan's first carry, where what is computed of this array is added to it.
+
+    Args:
+        x: the carry.
+        like: varying along the axes of shard_map along which the carry will be.
+        axes: the mesh axes along which the carry's are divided.
+    """
+    missing = varying(jax.typeof(like)) - varying(jax.typeof(x))
+    if missing:
+        x = jax.lax.pcast(x, tuple(sorted(missing)), to="varying")
+    return _moved(x, along((like, x), *axes))
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, *like: Any) -> jax.Array:
+    """Zeros for a scan's carry, to which what is computed of these trees is added.
+
+    Inside shard_map with check_vma they are varying as that is.
+    """
+    leaves = [jax.typeof(leaf) for leaf in jax.tree.leaves(like)]
+    axes = frozenset[str]().union(*map(varying, leaves))
+    start = jnp.zeros(shape, dtype)
+    return jax.lax.pcast(start, tuple(sorted(axes)), to="varying") if axes else start
+
+
+def over_parts(
+    function: Callable[..., tuple[Tree, Tree]], params: Tree, *rows: Any
+) -> tuple[Tree, Tree]:
+    """Sums over rows, and results for each row: each device computes those of its own rows.
+
+    For loops over rows, which would send each row to all devices where rows are divided. The sums
+    of the devices are added once, after the loop.
+
+    Args:
+        function: function(params, *rows) -> (sums, results), where results have rows first.
+        params: whole on every device.
+        rows: arrays with as many rows, divided as those of the first of them are. Along other axes
+            they are divided as before.
+
+    Returns:
+        (sums, results).
+    """
+    names = axes_of(rows[0])[0]
+    out = along(rows[0], names)
+    if out is None or names is None:
+        return function(params, *rows)
+    axes = names if isinstance(names, tuple) else (names,)
+
+    def local(params: Tree, *rows: Any) -> tuple[Tree, Tree]:
+        sums, results = function(params, *rows)
+        return jax.lax.psum(sums, axes), results
+
+    each = [_moved(row, along(rows[0], names, *axes_of(row)[1:])) for row in rows]
+    return jax.shard_map(
+        local,
+        mesh=out.mesh,
+        in_specs=(P(), *(P(names),) * len(each)),
+        out_specs=(P(), P(names)),
+        axis_names=set(axes),
+    )(params, *each)
+
+
+def _moved(x: Any, to: jax.sharding.NamedSharding | None) -> Any:
+    """x with this sharding, if it has another one."""
+    if to is None or to == jax.typeof(x).sharding:
+        return x
+    return jax.sharding.reshard(x, to)

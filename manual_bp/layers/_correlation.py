@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, accumulation_dtype
+from manual_bp.sharding import along, as_divided, axes_of
 
 Sizes = int | tuple[int, ...]
 Padding = str | tuple[tuple[int, int], ...]
@@ -48,11 +49,14 @@ def correlate(
         dilation: the distance of neighbours in the window.
         groups: into how many groups I divides the channels C of x; O is divided alike.
         example_groups: into how many groups N of x and O of W are divided.
-        like: what the result is sharded like, where examples are summed.
+        like: what the result is divided like on a mesh; its examples as x's, its features as W's
+            last axis, unless given.
     """
     space = "DHW"[-(x.ndim - 2) :]
     of_x, of_W, of_out = (each.replace("S", space) for each in layout)
     dtype = jnp.result_type(x, W)
+    examples_by_features = along(x, axes_of(x)[0], *(None,) * len(space), axes_of(W)[-1])
+    divided = examples_by_features if like is None else as_divided(like, x, W)
     return jax.lax.conv_general_dilated(
         x.astype(dtype),
         W.astype(dtype),
@@ -64,8 +68,7 @@ def correlate(
         feature_group_count=groups,
         batch_group_count=example_groups,
         preferred_element_type=accumulation_dtype(dtype),
-        # A mesh with Explicit axes asks for it.
-        out_sharding=None if like is None else jax.typeof(like).sharding,
+        out_sharding=divided,  # a mesh with Explicit axes asks for it
     )
 
 

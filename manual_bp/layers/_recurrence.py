@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Tree, check_taken
+from manual_bp.sharding import as_carry, axes_of
 
 
 class Recurrent(Layer):
@@ -191,7 +192,7 @@ def first_state(
             f"{layer!r}: {name} has shape {tuple(state.shape)}, expected {like.shape}, one row for "
             "each example; it is not broadcast."
         )
-    return state
+    return as_carry(state, steps, *axes_of(steps)[1:])
 
 
 def orthogonal(key: jax.Array, gates: int, features: int, dtype: Any) -> jax.Array:

@@ -81,6 +81,7 @@ from manual_bp.layers._channels import (
     check_params,
     check_per_channel,
 )
+from manual_bp.sharding import beside, sharded_like
 
 
 class Params(NamedTuple):
@@ -185,6 +186,10 @@ class BatchNorm(Layer):
         through_std = normalized * (self._over_devices(sum_over_examples(dout * normalized)) / n)
         dx = params.scale * (inverse_std * (dout - through_mean - through_std))
         dparams = Params(dscale.astype(params.scale.dtype), dshift.astype(params.shift.dtype))
+        through_mean = self._over_devices(dshift) / n
+        through_std = normalized * (self._over_devices(dscale) / n)
+        dx = beside(params.scale, x) * inverse_std * (dout - through_mean - through_std)
+        dparams = _as_params(dscale, dshift, params)
         return dparams, _where_counted(mask, dx).astype(x.dtype)
 
     def observe(self, residuals: Residuals) -> Statistics:
@@ -286,8 +291,8 @@ class FrozenBatchNorm(Layer):
         normalized, inverse_std = _normalized(self, residuals)
         dout = _where_counted(mask, dout.astype(normalized.dtype))
         dscale, dshift = sum_over_examples(dout * normalized), sum_over_examples(dout)
-        dx = params.scale * inverse_std * dout
-        dparams = Params(dscale.astype(params.scale.dtype), dshift.astype(params.shift.dtype))
+        dx = beside(params.scale, x) * inverse_std * dout
+        dparams = _as_params(dscale, dshift, params)
         return dparams, dx.astype(x.dtype)
 
     def _wide(self, statistics: Any, x: jax.Array) -> Statistics:
@@ -305,7 +310,8 @@ class FrozenBatchNorm(Layer):
 
 def _normalized(layer: BatchNorm | FrozenBatchNorm, residuals: Residuals) -> Any:
     """x̂ = (x - μ) r, 0 where x doesn't count; and r."""
-    x, (mean, variance), mask = residuals
+    x, statistics, mask = residuals
+    mean, variance = (beside(each, x) for each in statistics)
     inverse_std = jax.lax.rsqrt(variance + layer.eps)
     return _where_counted(mask, x - mean) * inverse_std, inverse_std
 
@@ -313,8 +319,15 @@ def _normalized(layer: BatchNorm | FrozenBatchNorm, residuals: Residuals) -> Any
 def _affine(layer: BatchNorm | FrozenBatchNorm, params: Params, residuals: Residuals) -> jax.Array:
     """γ x̂ + β, 0 where x doesn't count."""
     normalized, _ = _normalized(layer, residuals)
-    out = _where_counted(residuals.mask, params.scale * normalized + params.shift)
+    scale, shift = (beside(each, residuals.x) for each in params)
+    out = _where_counted(residuals.mask, scale * normalized + shift)
     return out.astype(jnp.result_type(residuals.x, *params))
+
+
+def _as_params(dscale: jax.Array, dshift: jax.Array, params: Params) -> Params:
+    """Gradients in the dtype, and where, their parameters are."""
+    pairs = zip((dscale, dshift), params, strict=True)
+    return Params(*(sharded_like(each.astype(param.dtype), param) for each, param in pairs))
 
 
 def _where_counted(mask: jax.Array | None, values: jax.Array) -> jax.Array:

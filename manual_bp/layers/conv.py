@@ -77,6 +77,7 @@ from manual_bp.layers._correlation import (
     correlate,
     per_axis,
 )
+from manual_bp.sharding import beside, whole
 
 
 class Params(NamedTuple):
@@ -194,7 +195,7 @@ class Conv(Layer):
             groups=self.groups,
         )
         if self.bias:
-            out = out + params.b  # before out is rounded
+            out = out + beside(params.b, out)  # before out is rounded
         return out.astype(jnp.result_type(x, *jax.tree.leaves(params))), Residuals(x)
 
     def backward(
@@ -206,10 +207,13 @@ class Conv(Layer):
             dout,
             self._flipped(W),
             ("NSC", "SOI", "NSC"),  # exchanged by name: nothing moves, on a mesh neither
+            self._flipped_and_exchanged(whole(W)),
+            ("NSC", "SIO", "NSC"),
             spread=[axis.s for axis in axes],
             padding=[(axis.span - axis.low, axis.span - axis.high + axis.rest) for axis in axes],
             dilation=[axis.d for axis in axes],
             groups=self.groups,
+            like=x,
         )
         dW = correlate(
             x,
@@ -225,7 +229,7 @@ class Conv(Layer):
             example_groups=self.groups,  # rather than groups: so XLA knows the form on GPUs
             like=W,
         )
-        db = sum_over_examples(dout).astype(params.b.dtype) if self.bias else ()
+        db = sum_over_examples(dout, like=params.b) if self.bias else ()
         return Params(dW.astype(W.dtype), db), dx.astype(x.dtype)
 
     def windows(self, x: jax.Array) -> jax.Array:

@@ -67,6 +67,7 @@ from manual_bp.layers._correlation import (
     correlate,
     per_axis,
 )
+from manual_bp.sharding import beside, whole
 
 
 class Params(NamedTuple):
@@ -142,7 +143,7 @@ class ConvTranspose(Layer):
             x, params.W, ("NSC", "SIO", "NSC"), spread=self._strides(), padding=self._padding()
         )
         if self.bias:
-            out = out + params.b  # before out is rounded
+            out = out + beside(params.b, out)  # before out is rounded
         return out.astype(jnp.result_type(x, *jax.tree.leaves(params))), Residuals(x)
 
     def backward(
@@ -155,14 +156,19 @@ class ConvTranspose(Layer):
             (k - 1 - low, k - 1 - high)
             for k, (low, high) in zip(kernel, self._padding(), strict=True)
         ]
-        flipped_and_exchanged = jnp.flip(jnp.swapaxes(W, -2, -1), space)
+        flipped_and_exchanged = jnp.flip(jnp.swapaxes(whole(W), -2, -1), space)
         dx = correlate(
-            dout, flipped_and_exchanged, ("NSC", "SIO", "NSC"), stride=strides, padding=padding
+            dout,
+            flipped_and_exchanged,
+            ("NSC", "SIO", "NSC"),
+            stride=strides,
+            padding=padding,
+            like=x,
         )
         # dout's features take the place of examples, its examples that of the channels summed.
         dW = correlate(dout, x, ("CSN", "ISO", "SCN"), dilation=strides, padding=padding, like=W)
         dW = jnp.flip(dW, space).astype(W.dtype)
-        db = sum_over_examples(dout).astype(params.b.dtype) if self.bias else ()
+        db = sum_over_examples(dout, like=params.b) if self.bias else ()
         return Params(dW, db), dx.astype(x.dtype)
 
     def _strides(self) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ import jax.numpy as jnp
 from manual_bp.activation import Activation, check_activation, check_floating, check_number
 from manual_bp.activations import identity
 from manual_bp.layer import Layer, Tree, check_taken, outer_over_examples, sum_over_examples
+from manual_bp.sharding import beside, matmul
 
 
 class Params(NamedTuple):
@@ -125,8 +126,8 @@ class Dense(Layer):
     ) -> tuple[Params, jax.Array]:
         dz = self.error(residuals, dout)
         dW = outer_over_examples(dz, residuals.a_prev, like=params.W)
-        db = sum_over_examples(dz).astype(params.b.dtype) if self.bias else ()
-        da_prev = (dz @ params.W).astype(residuals.a_prev.dtype)
+        db = sum_over_examples(dz, like=params.b) if self.bias else ()
+        da_prev = matmul(dz, params.W, residuals.a_prev).astype(residuals.a_prev.dtype)
         return Params(dW, db), da_prev
 
     def preactivation(self, params: Params, a_prev: jax.Array) -> jax.Array:
@@ -134,6 +135,8 @@ class Dense(Layer):
         self._check(params, a_prev)
         z = jnp.einsum("...i,oi->...o", a_prev, params.W)  # W as it is: gathered once on a mesh
         return z + params.b if self.bias else z
+        z = matmul(a_prev, params.W.T)
+        return z + beside(params.b, z) if self.bias else z
 
     def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
         """dZ = dA ⊙ g'(Z)."""

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from manual_bp.activation import check_floating, check_number
 from manual_bp.activations import identity
 from manual_bp.layer import Layer, Tree, accumulation_dtype, check_taken
+from manual_bp.sharding import as_divided
 
 VALUES = 2**32
 """How many values u has."""
@@ -81,7 +82,7 @@ class Dropout(Layer):
         check_taken(self, taken)
         check_floating(self, x)
         _check_key(self, taken["key"])
-        bits = jax.random.bits(taken["key"], x.shape, jnp.uint32)
+        bits = jax.random.bits(taken["key"], x.shape, jnp.uint32, out_sharding=as_divided(x))
         mask = bits >= jnp.uint32(math.ceil(VALUES * self.rate))
         return self._scaled(mask, x), Residuals(mask)
 

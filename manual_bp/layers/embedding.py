@@ -48,6 +48,7 @@ import numpy as np
 from manual_bp.activation import check_number
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, no_gradient
 from manual_bp.layers._tokens import check_integers, check_tokens, exist
+from manual_bp.sharding import along, axes_of, over_parts, reshape, sharded_like
 
 
 class Params(NamedTuple):
@@ -118,25 +119,40 @@ class Embedding(Layer):
         check_taken(self, taken)
         check_integers(self, x)
         self._check_params(params)
-        rows = jnp.asarray(params.W).at[x]
-        out = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        W = jnp.asarray(params.W)
+        out = W.at[x].get(
+            mode="fill",
+            fill_value=jnp.nan,
+            wrap_negative_indices=False,
+            out_sharding=along((x, W), *axes_of(x), axes_of(W)[-1]),
+        )
         return out, Residuals(x)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
         tokens, wide = residuals.tokens, accumulation_dtype(dout)
-        dW = jax.lax.platform_dependent(
-            jnp.zeros(params.W.shape, wide),
-            tokens.reshape(-1),
-            dout.astype(wide).reshape(-1, self.features),
-            cpu=add_in_order,
-            tpu=add_in_order,
-            default=add_by_sorting,
+        examples, features = axes_of(tokens)[:1], axes_of(dout)[-1]
+        dW, _ = over_parts(
+            self._sums,
+            (),
+            reshape(tokens, (tokens.size,), *examples),
+            reshape(dout.astype(wide), (tokens.size, self.features), *(*examples, features)[-2:]),
         )
         # A sum, as dW is: so what devices find of their tokens travels with what they find of dW.
         dW += jnp.where(exist(tokens, self.vocabulary), 0, jnp.nan).astype(wide).sum()
         return Params(dW.astype(params.W.dtype)), no_gradient(tokens)
+        dW = jnp.where(exist(tokens, self.vocabulary).all(), dW, jnp.nan)
+        return Params(sharded_like(dW.astype(params.W.dtype), params.W)), no_gradient(tokens)
+
+    def _sums(self, params: tuple[()], tokens: jax.Array, errors: jax.Array) -> tuple[Any, Any]:
+        """The sum of each token's errors, (vocabulary, n_out); and nothing for each place."""
+        del params
+        shape = (self.vocabulary, self.features)
+        none = jnp.zeros(shape, errors.dtype, out_sharding=along(errors, None, axes_of(errors)[1]))
+        return jax.lax.platform_dependent(
+            none, tokens, errors, cpu=add_in_order, tpu=add_in_order, default=add_by_sorting
+        ), ()
 
     def readable(self, x: Any) -> Any:
         return exist(x, self.vocabulary)

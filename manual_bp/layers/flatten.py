@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Static, check_taken
+from manual_bp.sharding import axes_of, reshape
 
 
 class Residuals(NamedTuple):
@@ -55,12 +55,12 @@ class Flatten(Layer):
         check_taken(self, taken)
         self._check(x)
         features = math.prod(x.shape[1:])  # -1 would not do for an empty batch
-        return x.reshape(x.shape[0], features), Residuals(Static(tuple(x.shape)))
+        return reshape(x, (x.shape[0], features), axes_of(x)[0]), Residuals(Static(tuple(x.shape)))
 
     def backward(
         self, params: Any, residuals: Residuals, dout: jax.Array
     ) -> tuple[tuple[()], jax.Array]:
-        return (), jnp.reshape(dout, residuals.shape.value)
+        return (), reshape(dout, residuals.shape.value, axes_of(dout)[0])
 
     def _check(self, x: Any) -> None:
         check_floating(self, x)

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from manual_bp.activation import Activation, check_floating, glorot
 from manual_bp.activations import silu
 from manual_bp.layer import Layer, check_taken, outer_over_examples
+from manual_bp.sharding import matmul
 
 
 class Params(NamedTuple):
@@ -108,9 +109,9 @@ class GatedMLP(Layer):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         self._check(params, x)
-        z, u = x @ params.W_gate.T, x @ params.W_up.T
+        z, u = matmul(x, params.W_gate.T), matmul(x, params.W_up.T)
         a, _ = self.activation.forward((), z)
-        return (a * u) @ params.W_down.T, Residuals(x, z, u)
+        return matmul(a * u, params.W_down.T), Residuals(x, z, u)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
@@ -121,7 +122,8 @@ class GatedMLP(Layer):
             outer_over_examples(du, x, like=params.W_up),
             outer_over_examples(dout, h, like=params.W_down),
         )
-        return dparams, (dz @ params.W_gate + du @ params.W_up).astype(x.dtype)
+        dx = matmul(dz, params.W_gate, x) + matmul(du, params.W_up, x)
+        return dparams, dx.astype(x.dtype)
 
     def errors(
         self, params: Params, residuals: Residuals, dout: jax.Array
@@ -129,7 +131,7 @@ class GatedMLP(Layer):
         """dZ and dU, and H again, which dW_down needs; (..., n) each."""
         _, z, u = residuals
         a, kept = self.activation.forward((), z)
-        dh = dout @ params.W_down
+        dh = matmul(dout, params.W_down, u)
         _, dz = self.activation.backward((), kept, dh * u)
         return dz, dh * a, a * u
 

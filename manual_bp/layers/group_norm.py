@@ -45,6 +45,7 @@ import jax.numpy as jnp
 
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
 from manual_bp.layers._channels import check_channels, check_eps, check_params
+from manual_bp.sharding import axes_of, beside, reshape
 
 GROUP = (1, 3)
 """The axes of (m, P, G, C/G) over which a group is normalised."""
@@ -109,7 +110,8 @@ class GroupNorm(Layer):
         mean = grouped.mean(GROUP, keepdims=True, dtype=accumulation_dtype(x))
         variance = jnp.square(grouped - mean).mean(GROUP, keepdims=True)
         residuals = Residuals(x, mean, jax.lax.rsqrt(variance + self.eps))
-        out = params.scale * self._normalized(residuals).reshape(x.shape) + params.shift
+        scale, shift = (beside(each, x) for each in params)
+        out = scale * reshape(self._normalized(residuals), x.shape, *axes_of(x)) + shift
         return out.astype(jnp.result_type(x, *params)), residuals
 
     def backward(
@@ -117,14 +119,14 @@ class GroupNorm(Layer):
     ) -> tuple[Params, jax.Array]:
         x, _, inverse_std = residuals
         normalized = self._normalized(residuals)
-        dscale = sum_over_examples(dout * normalized.reshape(x.shape))
-        dshift = sum_over_examples(dout)
-        g = self._grouped(params.scale * dout.astype(inverse_std.dtype))
+        of_channels = reshape(normalized, x.shape, *axes_of(x))
+        dscale = sum_over_examples(dout * of_channels, like=params.scale)
+        dshift = sum_over_examples(dout, like=params.shift)
+        g = self._grouped(beside(params.scale, x) * dout.astype(inverse_std.dtype))
         through_mean = g.mean(GROUP, keepdims=True)
         through_std = normalized * (g * normalized).mean(GROUP, keepdims=True)
         dx = inverse_std * (g - through_mean - through_std)
-        dparams = Params(dscale.astype(params.scale.dtype), dshift.astype(params.shift.dtype))
-        return dparams, dx.reshape(x.shape).astype(x.dtype)
+        return Params(dscale, dshift), reshape(dx, x.shape, *axes_of(x)).astype(x.dtype)
 
     def _normalized(self, residuals: Residuals) -> jax.Array:
         """x̂ = (x - ⟨x⟩) r, as (m, P, G, C/G)."""
@@ -134,7 +136,8 @@ class GroupNorm(Layer):
     def _grouped(self, values: jax.Array) -> jax.Array:
         """(m, ..., C) as (m, P, G, C/G)."""
         m, *space, channels = values.shape
-        return values.reshape(m, math.prod(space), self.groups, channels // self.groups)
+        shape = (m, math.prod(space), self.groups, channels // self.groups)
+        return reshape(values, shape, axes_of(values)[0])
 
     def _check_input(self, x: Any) -> None:
         check_channels(self, x, axes=2)

@@ -71,6 +71,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
+from manual_bp.sharding import matmul, sharded_like, whole
 
 
 class Params(NamedTuple):
@@ -147,10 +148,10 @@ class GRU(Recurrent):
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         real = self._check(params, x, taken)
-        W, U, b, c = params
+        W, U, b, c = whole(params)
         dtype = jnp.result_type(x, *params)
         like = jax.ShapeDtypeStruct((len(x), self.features), jnp.promote_types(dtype, jnp.float32))
-        Wx = time_first(x, real) @ W.T
+        Wx = matmul(time_first(x, real), W.T)
         first = first_state(self, "state", taken.get("state"), like, Wx)
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
@@ -178,12 +179,13 @@ class GRU(Recurrent):
         gates = 2 * self.features  # of r and z: there dp and dq are the same
         dp, dq_n, dh = self.errors(params, residuals, dout)
         dW = outer_over_examples(dp, time_first(x, real), like=W)
-        dU_gates = outer_over_examples(dp[..., :gates], before, like=U[:gates])
-        dU_n = outer_over_examples(dq_n, before, like=U[gates:])
-        db = sum_over_examples(dp).astype(b.dtype)
-        dc = sum_over_examples(dq_n).astype(c.dtype)
-        dx = time_first(dp @ W).astype(x.dtype)
-        dparams = Params(dW, jnp.concatenate([dU_gates, dU_n]), db, dc)
+        dU_gates = outer_over_examples(dp[..., :gates], before, like=whole(U)[:gates])
+        dU_n = outer_over_examples(dq_n, before, like=whole(U)[gates:])
+        db = sum_over_examples(dp, like=b)
+        dc = sum_over_examples(dq_n, like=c)
+        dx = time_first(dp @ whole(W)).astype(x.dtype)
+        dU = sharded_like(jnp.concatenate([dU_gates, dU_n]), U)
+        dparams = Params(dW, dU, db, dc)
         return dparams, dx, self.taken(dh.astype(first.dtype))
 
     def errors(
@@ -194,6 +196,7 @@ class GRU(Recurrent):
         dq is dp for r and z, and dq_n for n.
         """
         _, real, before, arguments, _, final = residuals
+        U = whole(params.U)
 
         def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             dout, before, arguments, real = at
@@ -206,7 +209,7 @@ class GRU(Recurrent):
             dp = where_real(real, dp, jnp.zeros_like(dp))
             dq_n = dp_n * sigmoid.value(of_r)
             dq = jnp.concatenate([dp_r, dp_z, dq_n], axis=-1).astype(before.dtype)
-            return where_real(real, sigmoid.value(of_z) * dh + dq @ params.U, dh), dp
+            return where_real(real, sigmoid.value(of_z) * dh + dq @ U, dh), dp
 
         each = (time_first(dout), before, arguments, real)
         dh, dp = jax.lax.scan(step, jnp.zeros_like(final), each, reverse=not self.reverse)

@@ -45,6 +45,7 @@ import jax.numpy as jnp
 
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
 from manual_bp.layers._channels import check_channels, check_eps, check_params
+from manual_bp.sharding import beside
 
 
 class Params(NamedTuple):
@@ -101,7 +102,8 @@ class LayerNorm(Layer):
         mean = x.mean(-1, keepdims=True, dtype=accumulation_dtype(x))
         variance = jnp.square(x - mean).mean(-1, keepdims=True)
         residuals = Residuals(x, mean, jax.lax.rsqrt(variance + self.eps))
-        out = params.scale * self._normalized(residuals) + params.shift
+        scale, shift = (beside(each, x) for each in params)
+        out = scale * self._normalized(residuals) + shift
         return out.astype(jnp.result_type(x, *params)), residuals
 
     def backward(
@@ -109,14 +111,13 @@ class LayerNorm(Layer):
     ) -> tuple[Params, jax.Array]:
         x, _, inverse_std = residuals
         normalized = self._normalized(residuals)
-        dscale = sum_over_examples(dout * normalized)
-        dshift = sum_over_examples(dout)
-        g = params.scale * dout.astype(inverse_std.dtype)
+        dscale = sum_over_examples(dout * normalized, like=params.scale)
+        dshift = sum_over_examples(dout, like=params.shift)
+        g = beside(params.scale, x) * dout.astype(inverse_std.dtype)
         through_mean = g.mean(-1, keepdims=True)
         through_std = normalized * (g * normalized).mean(-1, keepdims=True)
         dx = inverse_std * (g - through_mean - through_std)
-        dparams = Params(dscale.astype(params.scale.dtype), dshift.astype(params.shift.dtype))
-        return dparams, dx.astype(x.dtype)
+        return Params(dscale, dshift), dx.astype(x.dtype)
 
     def _normalized(self, residuals: Residuals) -> jax.Array:
         """x̂ = (x - ⟨x⟩) r."""

@@ -60,6 +60,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
+from manual_bp.sharding import sharded_like, whole
 
 
 class Params(NamedTuple):
@@ -121,7 +122,7 @@ class LinearRecurrence(Recurrent):
         check_sequence(self, x)
         check_params(self, Params, params, {"rate": x.shape[-1:]})
         real = real_steps(self, x, taken)
-        a, _, s = _weights(params, x)
+        a, _, s = _weights(whole(params), x)
         like = jax.ShapeDtypeStruct((x.shape[0], x.shape[2]), s.dtype)
         u, stays = s * self._in_order(time_first(x, real)), self._stays(a, real)
         first = first_state(self, "state", taken.get("state"), like, u)
@@ -134,7 +135,7 @@ class LinearRecurrence(Recurrent):
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array, dict[str, Tree]]:
         x, real, h, first, _ = residuals
-        a, rest, s = _weights(params, x)
+        a, rest, s = _weights(whole(params), x)
         stays, dout = self._stays(a, real), self._in_order(time_first(dout)).astype(h.dtype)
         dh = _accumulated(_at(slice(None, 0, -1), stays), dout[::-1])[::-1]
         dstate = _at(0, stays) * dh[0]
@@ -144,7 +145,7 @@ class LinearRecurrence(Recurrent):
         of_x = sum_over_examples(du * self._in_order(time_first(x, real)))
         drate = a * rest * of_h - jnp.square(a) * s / (1 + a) * of_x
         dx = time_first(self._in_order(s * du)).astype(x.dtype)
-        dparams = Params(drate.astype(params.rate.dtype))
+        dparams = Params(sharded_like(drate.astype(params.rate.dtype), params.rate))
         return dparams, dx, self.taken(dstate.astype(first.dtype))
 
     def _in_order(self, values: jax.Array) -> jax.Array:

@@ -73,6 +73,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
+from manual_bp.sharding import matmul, whole
 
 
 class Params(NamedTuple):
@@ -157,8 +158,8 @@ class LSTM(Recurrent):
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         real = self._check(params, x, taken)
-        W, U, b = params
-        Wx = time_first(x, real) @ W.T
+        W, U, b = whole(params)
+        Wx = matmul(time_first(x, real), W.T)
         first = self._first(params, x, taken.get("state"), Wx)
 
         def step(state: State, at: Any) -> tuple[State, Any]:
@@ -191,8 +192,8 @@ class LSTM(Recurrent):
         dz, dstate = self.errors(params, residuals, dout)
         dW = outer_over_examples(dz, time_first(x, real), like=W)
         dU = outer_over_examples(dz, before.h, like=U)
-        db = sum_over_examples(dz).astype(b.dtype)
-        dx = time_first(dz @ W).astype(x.dtype)
+        db = sum_over_examples(dz, like=b)
+        dx = time_first(dz @ whole(W)).astype(x.dtype)
         dstate = State(dstate.h.astype(first.h.dtype), dstate.c.astype(first.c.dtype))
         return Params(dW, dU, db), dx, self.taken(dstate)
 
@@ -200,6 +201,7 @@ class LSTM(Recurrent):
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[jax.Array, State]:
         """dz_t of all steps, (T, m, 4n), and dh_0 and dc_0: backpropagation through time."""
+        U = whole(params.U)
 
         def step(dstate: State, at: Any) -> tuple[State, Any]:
             dout, c, z, real = at
@@ -219,7 +221,7 @@ class LSTM(Recurrent):
             dz_o = dh * tanh.value(c_next) * sigmoid.derivative(z_o)
             dz = jnp.concatenate([dz_i, dz_f, dz_g, dz_o], axis=-1).astype(z[0].dtype)
             dz = where_real(real, dz, jnp.zeros_like(dz))
-            return where_real(real, State(dz @ params.U, dc * f), State(dh, dstate.c)), dz
+            return where_real(real, State(dz @ U, dc * f), State(dh, dstate.c)), dz
 
         at_end = jax.tree.map(jnp.zeros_like, residuals.final)
         each = (time_first(dout), residuals.before.c, residuals.z, residuals.real)

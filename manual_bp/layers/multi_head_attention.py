@@ -59,6 +59,7 @@ from manual_bp.layer import (
 from manual_bp.layers import _attention, _blocked_attention
 from manual_bp.layers._attention import How, Masks
 from manual_bp.layers._rotary import rotate
+from manual_bp.sharding import along, axes_of, beside, matmul, reshape
 
 
 class Params(NamedTuple):
@@ -241,10 +242,12 @@ class MultiHeadAttention(Layer):
         self._check(params, x, taken)
         memory, masks = taken.get("memory"), self._masks(x, taken)
         source = _readable(x if memory is None else memory, masks)
-        q = self._heads_first(_affine(params.Wq, params.bq, x), self.heads, self.rotary)
-        k = self._heads_first(_affine(params.Wk, params.bk, source), self._kv_heads, self.rotary)
-        v = self._heads_first(_affine(params.Wv, params.bv, source), self._kv_heads)
-        q = self._in_groups(q)
+        divided = self._divided(params, x)
+        q = _affine(params.Wq, params.bq, x)
+        k, v = _affine(params.Wk, params.bk, source), _affine(params.Wv, params.bv, source)
+        q = self._in_groups(self._heads_first(q, self.heads, divided, self.rotary))
+        k = self._heads_first(k, self._kv_heads, divided, self.rotary)
+        v = self._heads_first(v, self._kv_heads, divided)
         if self.block is None:
             read, kept = _attention.forward(self._how(q), q, k, v, masks)
         else:
@@ -268,7 +271,7 @@ class MultiHeadAttention(Layer):
         dparams = Params(
             *(outer_over_examples(*pair, W) for pair, W in zip(pairs, params[:4], strict=True)),
             *(
-                sum_over_examples(error).astype(b.dtype) if self.bias else ()
+                sum_over_examples(error, like=b) if self.bias else ()
                 for error, b in zip(errors, params[4:], strict=True)
             ),
         )
@@ -282,7 +285,8 @@ class MultiHeadAttention(Layer):
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """dQ, dK, dV and dout: those of the four dense layers, (m, T or S, their features)."""
         _, _, q, k, v, read, masks, kept = residuals
-        how, dread = self._how(q), self._in_groups(self._heads_first(dout @ params.Wo, self.heads))
+        dread = self._heads_first(matmul(dout, params.Wo), self.heads, axes_of(q)[:2])
+        how, dread = self._how(q), self._in_groups(dread)
         if self.block is None:
             errors = _attention.backward(how, q, k, v, kept, dread)
         else:
@@ -302,7 +306,7 @@ class MultiHeadAttention(Layer):
     ) -> tuple[jax.Array, jax.Array]:
         """dQ Wq and dK Wk + dV Wv: dx and dr, or the two parts of dx."""
         dq, dk, dv, _ = errors
-        return dq @ params.Wq, dk @ params.Wk + dv @ params.Wv
+        return matmul(dq, params.Wq), matmul(dk, params.Wk) + matmul(dv, params.Wv)
 
     @property
     def _kv_heads(self) -> int:
@@ -314,22 +318,36 @@ class MultiHeadAttention(Layer):
         scale = 1 / math.sqrt(q.shape[-1]) if self.scale is None else self.scale
         return How(scale, self.soft_cap, self.causal, self.window)
 
-    def _heads_first(self, z: jax.Array, heads: int, base: float | None = None) -> jax.Array:
+    def _divided(self, params: Params, x: jax.Array) -> tuple[Any, Any]:
+        """The mesh axes along which examples and heads are divided: heads as the rows of Wq are.
+
+        Where these don't divide the heads of keys, no heads are divided.
+        """
+        groups = along(x, axes_of(x)[0], axes_of(params.Wq)[0], shape=(len(x), self._kv_heads))
+        return (None, None) if groups is None else tuple(groups.spec)
+
+    def _heads_first(
+        self, z: jax.Array, heads: int, divided: tuple[Any, Any], base: float | None = None
+    ) -> jax.Array:
         """(m, T, heads · d) as (m, heads, T, d), turned by position where there is a base."""
-        cut = z.reshape(*z.shape[:2], heads, z.shape[-1] // heads)
+        examples, of_heads = divided
+        m, T, features = z.shape
+        cut = reshape(z, (m, T, heads, features // heads), examples, None, of_heads)
         return jnp.swapaxes(cut if base is None else rotate(cut, base), 1, 2)
 
     def _in_groups(self, z: jax.Array) -> jax.Array:
         """(m, heads, T, d) as (m, H, G, T, d): the heads that read from one are neighbours."""
         m, heads, T, d = z.shape
-        return z.reshape(m, self._kv_heads, heads // self._kv_heads, T, d)
+        return reshape(z, (m, self._kv_heads, heads // self._kv_heads, T, d), *axes_of(z)[:2])
 
     def _side_by_side(self, z: jax.Array, base: float | None = None) -> jax.Array:
         """The way back: (m, H, G, T, d) or (m, heads, T, d) as (m, T, heads · d), turned back."""
         m, *heads, T, d = z.shape
-        cut = jnp.swapaxes(z.reshape(m, math.prod(heads), T, d), 1, 2)
+        examples, of_heads, *_ = axes_of(z)
+        cut = reshape(z, (m, math.prod(heads), T, d), examples, of_heads)
+        cut = jnp.swapaxes(cut, 1, 2)
         turned = cut if base is None else rotate(cut, base, inverse=True)
-        return turned.reshape(m, T, math.prod(heads) * d)
+        return reshape(turned, (m, T, math.prod(heads) * d), examples, None, of_heads)
 
     def _masks(self, x: jax.Array, taken: dict[str, Any]) -> Masks:
         """Those that were given, with axes (m, H, G, T, S)."""
@@ -443,4 +461,5 @@ def _readable(source: jax.Array, masks: Masks) -> jax.Array:
 
 def _affine(W: Any, b: Any, x: jax.Array) -> jax.Array:
     """x Wᵀ + b."""
-    return x @ W.T if isinstance(b, tuple) else x @ W.T + b
+    z = matmul(x, W.T)
+    return z if isinstance(b, tuple) else z + beside(b, z)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating, check_number
 from manual_bp.layer import Layer, Static, check_taken, sum_over_examples
+from manual_bp.sharding import beside, sharded_like, whole
 
 
 class Params(NamedTuple):
@@ -82,14 +83,15 @@ class PositionEmbedding(Layer):
         check_taken(self, taken)
         self._check_input(x)
         self._check_params(params, x)
-        return x + params.P[: x.shape[1]], Residuals(Static(x.dtype))
+        return x + beside(whole(params.P)[: x.shape[1]], x), Residuals(Static(x.dtype))
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
         beyond = self.length - dout.shape[1]
         dP = jnp.pad(sum_over_examples(dout, axes=2), ((0, beyond), (0, 0)))
-        return Params(dP.astype(params.P.dtype)), dout.astype(residuals.dtype.value)
+        dP = sharded_like(dP.astype(params.P.dtype), params.P)
+        return Params(dP), dout.astype(residuals.dtype.value)
 
     def _check_input(self, x: Any) -> None:
         check_floating(self, x)

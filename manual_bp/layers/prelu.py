@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import check_floating, check_number
-from manual_bp.layer import Layer, accumulation_dtype, check_taken
+from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
+from manual_bp.sharding import beside
 
 
 class Params(NamedTuple):
@@ -75,7 +76,7 @@ class PReLU(Layer):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         self._check(params, x)
-        return jnp.where(x >= 0, x, params.slope * x), Residuals(x)
+        return jnp.where(x >= 0, x, beside(params.slope, x) * x), Residuals(x)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
@@ -83,8 +84,8 @@ class PReLU(Layer):
         x, s = residuals.x, params.slope
         wide = accumulation_dtype(dout, x)
         below = jnp.where(x >= 0, 0, dout.astype(wide) * x.astype(wide))
-        ds = below.sum(tuple(range(x.ndim - s.ndim))).astype(s.dtype)
-        dx = jnp.where(x >= 0, dout, s * dout).astype(x.dtype)
+        ds = sum_over_examples(below, s.ndim, like=s)
+        dx = jnp.where(x >= 0, dout, beside(s, x) * dout).astype(x.dtype)
         return Params(ds), dx
 
     def _shape(self, x: Any) -> tuple[int, ...]:

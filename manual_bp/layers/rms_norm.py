@@ -38,6 +38,7 @@ import jax.numpy as jnp
 
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
 from manual_bp.layers._channels import check_channels, check_eps, check_params
+from manual_bp.sharding import beside
 
 
 class Params(NamedTuple):
@@ -90,7 +91,7 @@ class RMSNorm(Layer):
         wide = x.astype(accumulation_dtype(x))
         mean_square = jnp.square(wide).mean(-1, keepdims=True)
         residuals = Residuals(x, jax.lax.rsqrt(mean_square + self.eps))
-        out = params.scale * (x * residuals.inverse_rms)
+        out = beside(params.scale, x) * (x * residuals.inverse_rms)
         return out.astype(jnp.result_type(x, params.scale)), residuals
 
     def backward(
@@ -98,9 +99,9 @@ class RMSNorm(Layer):
     ) -> tuple[Params, jax.Array]:
         x, inverse_rms = residuals
         dout = dout.astype(inverse_rms.dtype)
-        dscale = sum_over_examples(dout * x * inverse_rms)
-        g = params.scale * dout
+        dscale = sum_over_examples(dout * x * inverse_rms, like=params.scale)
+        g = beside(params.scale, x) * dout
         # x̂ ⟨g ⊙ x̂⟩, with both r, a number for each vector, taken out: XLA is faster so.
         along = x * (jnp.square(inverse_rms) * (g * x).mean(-1, keepdims=True))
         dx = inverse_rms * (g - along)
-        return Params(dscale.astype(params.scale.dtype)), dx.astype(x.dtype)
+        return Params(dscale), dx.astype(x.dtype)

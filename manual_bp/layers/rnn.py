@@ -61,6 +61,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
+from manual_bp.sharding import matmul, whole
 
 
 class Params(NamedTuple):
@@ -138,9 +139,9 @@ class RNN(Recurrent):
 
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         real = self._check(params, x, taken)
-        W, U, b = params
+        W, U, b = whole(params)
         like = jax.ShapeDtypeStruct((len(x), self.features), jnp.result_type(x, *params))
-        Wx = time_first(x, real) @ W.T
+        Wx = matmul(time_first(x, real), W.T)
         first = first_state(self, "state", taken.get("state"), like, Wx)
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
@@ -163,21 +164,22 @@ class RNN(Recurrent):
         dz, dh = self.errors(params, residuals, dout)
         dW = outer_over_examples(dz, time_first(x, real), like=W)
         dU = outer_over_examples(dz, before, like=U)
-        db = sum_over_examples(dz).astype(b.dtype)
-        dx = time_first(dz @ W).astype(x.dtype)
+        db = sum_over_examples(dz, like=b)
+        dx = time_first(dz @ whole(W)).astype(x.dtype)
         return Params(dW, dU, db), dx, self.taken(dh.astype(first.dtype))
 
     def errors(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """dz_t of all steps, (T, m, n), and dh_0, (m, n): backpropagation through time."""
+        U = whole(params.U)
 
         def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             dout, kept, real = at
             dh = dh + dout
             _, dz = self.activation.backward((), kept, dh)
             dz = where_real(real, dz, jnp.zeros_like(dz))
-            return where_real(real, dz @ params.U, dh), dz
+            return where_real(real, dz @ U, dh), dz
 
         at_end = jnp.zeros_like(residuals.final)
         each = (time_first(dout), residuals.kept, residuals.real)

@@ -31,6 +31,7 @@ import jax
 from manual_bp.activation import check_floating, check_number
 from manual_bp.layer import Layer, Static, check_taken
 from manual_bp.layers._rotary import rotate
+from manual_bp.sharding import axes_of, reshape
 
 
 class Residuals(NamedTuple):
@@ -96,5 +97,7 @@ class Rotary(Layer):
         return (), self._turned(dout, inverse=True).astype(residuals.dtype.value)
 
     def _turned(self, x: jax.Array, inverse: bool = False) -> jax.Array:
-        heads = x.reshape(*x.shape[:-1], -1, self.head_features)
-        return rotate(heads, self.base, inverse).reshape(x.shape)
+        m, T, F = x.shape
+        axes, d = axes_of(x), self.head_features
+        heads = reshape(x, (m, T, F // d, d), *axes)
+        return reshape(rotate(heads, self.base, inverse), x.shape, *axes)

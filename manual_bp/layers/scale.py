@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
+from manual_bp.sharding import beside
 
 
 class Params(NamedTuple):
@@ -78,9 +79,9 @@ class Scale(Layer):
         self._check(params, x)
         used = tuple(params) if self.bias else (params.scale,)
         wide = accumulation_dtype(x, *used)  # γx is not rounded before β is added
-        out = params.scale.astype(wide) * x.astype(wide)
+        out = beside(params.scale, x).astype(wide) * x.astype(wide)
         if self.bias:
-            out = out + params.shift.astype(wide)
+            out = out + beside(params.shift, x).astype(wide)
         return out.astype(jnp.result_type(x, *used)), Residuals(x)
 
     def backward(
@@ -88,9 +89,9 @@ class Scale(Layer):
     ) -> tuple[Params, jax.Array]:
         x = residuals.x
         wide = accumulation_dtype(dout, x)
-        dscale = sum_over_examples(dout.astype(wide) * x.astype(wide)).astype(params.scale.dtype)
-        dshift = sum_over_examples(dout).astype(params.shift.dtype) if self.bias else ()
-        return Params(dscale, dshift), (params.scale * dout).astype(x.dtype)
+        dscale = sum_over_examples(dout.astype(wide) * x.astype(wide), like=params.scale)
+        dshift = sum_over_examples(dout, like=params.shift) if self.bias else ()
+        return Params(dscale, dshift), (beside(params.scale, x) * dout).astype(x.dtype)
 
     def _check(self, params: Params, x: Any) -> None:
         self._check_input(x)

@@ -58,6 +58,16 @@ from manual_bp.losses._targets import (
     widened,
 )
 from manual_bp.paths import Path, at, is_path, replaced
+from manual_bp.sharding import (
+    axes_of,
+    beside,
+    matmul,
+    over_parts,
+    reshape,
+    sharded_like,
+    whole,
+    zeros,
+)
 
 CHUNK_BYTES = 2**24
 """What a chunk's logits take in float32, at most."""
@@ -204,8 +214,8 @@ class LinearCrossEntropy(Loss):
             prediction: h, (..., F).
         """
         self._check_params(params, prediction)
-        z = prediction @ params.W.T
-        return self._capped(z + params.b if self.bias else z)
+        z = matmul(prediction, params.W.T)
+        return self._capped(z + beside(params.b, z) if self.bias else z)
 
     def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
         return None if self.ignored_class is None else counted_classes(target, self.ignored_class)
@@ -220,7 +230,21 @@ class LinearCrossEntropy(Loss):
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
         h, target, w, valid, counts = self._in_a_row(prediction, target, weights.astype(dtype))
-        size = self._predictions(len(h))
+        dparams, (dh, values) = over_parts(self._in_chunks, whole(params), h, target, w)
+        dparams = jax.tree.map(
+            lambda total, leaf: sharded_like(total.astype(leaf.dtype), leaf), dparams, params
+        )
+        values = jnp.where(valid, values, jnp.nan)
+        if counts is not None:
+            values = jnp.where(counts, values, 0)
+        dh = reshape(dh.astype(prediction.dtype), prediction.shape, *axes_of(prediction))
+        return reshape(values, weights.shape, *axes_of(prediction)[:-1]), dparams, dh
+
+    def _in_chunks(
+        self, params: Params, h: jax.Array, target: jax.Array, w: jax.Array
+    ) -> tuple[Params, tuple[jax.Array, jax.Array]]:
+        """dparams, and dh and the values of predictions in a row."""
+        size, every = self._predictions(len(h)), (params, h, target, w)
 
         def chunk(carry: Any, first: jax.Array) -> tuple[Any, None]:
             dparams, dh, values = carry
@@ -229,17 +253,10 @@ class LinearCrossEntropy(Loss):
             dparams, dh_n, values_n = self._chunk(params, dparams, new, *rows)
             return (dparams, _put(dh, start, dh_n), _put(values, start, values_n)), None
 
-        zeros = (
-            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), each) for each in (params, h, w)
-        )
+        start = jax.tree.map(lambda leaf: zeros(leaf.shape, w.dtype, every), (params, h, w))
         firsts = jnp.arange(0, len(h), size)
-        (dparams, dh, values), _ = jax.lax.scan(chunk, tuple(zeros), firsts)
-        dparams = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), dparams, params)
-        values = jnp.where(valid, values, jnp.nan)
-        if counts is not None:
-            values = jnp.where(counts, values, 0)
-        dh = dh.astype(prediction.dtype).reshape(prediction.shape)
-        return values.reshape(weights.shape), dparams, dh
+        (dparams, dh, values), _ = jax.lax.scan(chunk, start, firsts)
+        return dparams, (dh, values)
 
     def error_of_logits(
         self, params: Params, prediction: jax.Array, target: jax.Array, weights: jax.Array
@@ -261,8 +278,10 @@ class LinearCrossEntropy(Loss):
         self, prediction: jax.Array, target: jax.Array, weights: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None]:
         """(h, target, w, which targets are classes, which count), predictions as one axis."""
-        h, target = prediction.reshape(-1, prediction.shape[-1]), widened(target).reshape(-1)
-        w, counts = weights.reshape(-1), self.counts(h, target)
+        examples, features = axes_of(prediction)[:1] * (prediction.ndim > 1), prediction.shape[-1]
+        h = reshape(prediction, (weights.size, features), *examples)
+        target = reshape(widened(target), (weights.size,), *examples)
+        w, counts = reshape(weights, (weights.size,), *examples), self.counts(h, target)
         if counts is not None:
             target, w = jnp.where(counts, target, 0), jnp.where(counts, w, 0)
         valid = (target >= 0) & (target < self.classes)
@@ -320,7 +339,7 @@ class LinearCrossEntropy(Loss):
             dh += jnp.einsum("cn,cf->nf", dz, _rows(W, start, size), preferred_element_type=dtype)
             return (Params(_added(dparams.W, start, dW), db), dh, chosen), None
 
-        carry = dparams, jnp.zeros(h.shape, dtype), jnp.zeros(top.shape, dtype)
+        carry = dparams, zeros(h.shape, dtype, dparams, z), zeros(top.shape, dtype, dparams, z)
         firsts = jnp.arange(0, self.classes, size)
         (dparams, dh, chosen), _ = jax.lax.scan(block, carry, firsts)
         values = jnp.log(total) - chosen
