@@ -42,6 +42,7 @@ from manual_bp.layer import (
 )
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 from manual_bp.notes_params import as_network, is_dense_chain, read, restore
+from manual_bp.sharding import sharded_like
 
 
 class Pass(NamedTuple):
@@ -401,12 +402,13 @@ def _compiled(
     network, tree, loss_params = open_params(params, network, loss)
     step = sweep(taken_visit, network, loss, tree, loss_params, x, y, weights, taken)
     dparams, dtaken = gathered(network, step.seen)
+    grads = close_params(dparams, step.dloss_params, params, network, loss)
     fields = {
         "loss": step.loss,
         "prediction": step.prediction,
-        "grads": close_params(dparams, step.dloss_params, params, network, loss),
+        "grads": jax.tree.map(sharded_like, grads, params),
         "observed": network.observe(step.residuals),
-        "dx": step.dx,
+        "dx": sharded_like(step.dx, x),
         "dtaken": dtaken,
     }
     return tuple(fields[name] for name in wanted)

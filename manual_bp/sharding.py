@@ -155,6 +155,13 @@ def beside(param: Any, x: Any) -> Any:
     return _moved(param, along((x, param), *axes[len(axes) - jnp.ndim(param) :]))
 
 
+def undivided(x: Any, axis: int) -> Any:
+    """x with this axis whole on every device: one that a scan runs along, say."""
+    axes = list(axes_of(x))
+    axes[axis] = None
+    return _moved(x, along(x, *axes))
+
+
 def whole(params: Tree) -> Tree:
     """Each parameter whole on every device."""
     return jax.tree.map(lambda leaf: _moved(leaf, along(leaf, *(None,) * jnp.ndim(leaf))), params)

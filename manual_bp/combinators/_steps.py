@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import NESTED, Layer, Tree
+from manual_bp.sharding import undivided
 
 
 def over_steps(handed: Mapping[str, Any], depth: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -24,6 +25,11 @@ def over_steps(handed: Mapping[str, Any], depth: int) -> tuple[dict[str, Any], d
     if "key" in shared:
         scanned["step"] = jnp.arange(depth)
     return shared, scanned
+
+
+def scannable(stacked: Tree) -> Tree:
+    """What is stacked, with the steps on every device: a scan runs along them."""
+    return jax.tree.map(lambda leaf: undivided(leaf, 0), stacked)
 
 
 def at_step(shared: Mapping[str, Any], scanned: Mapping[str, Any]) -> dict[str, Any]:

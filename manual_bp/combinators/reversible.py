@@ -45,8 +45,10 @@ from manual_bp.combinators._steps import (
     check_stacked,
     over_steps,
     over_uses,
+    scannable,
 )
 from manual_bp.layer import NESTED, Combinator, Layer, Tree, Visit, output_shape, within
+from manual_bp.sharding import sharded_like
 
 
 class Residuals(NamedTuple):
@@ -97,12 +99,14 @@ class Reversible(Combinator):
         def step(halves: Any, each: tuple[Tree, Any]) -> tuple[Any, Tree]:
             (x1, x2), (params, scanned) = halves, each
             f, kept_f = self._add(0, params, x2, shared, scanned)
-            y1 = x1 + f
+            y1 = x1 + sharded_like(f, x1)
             g, kept_g = self._add(1, params, y1, shared, scanned)
-            y2 = x2 + g
+            y2 = x2 + sharded_like(g, x2)
             return (y1, y2), (self.f.observe(kept_f), self.g.observe(kept_g))
 
-        halves, observed = jax.lax.scan(step, _halves(x), (params, scanned), length=self.depth)
+        halves, observed = jax.lax.scan(
+            step, _halves(x), scannable((params, scanned)), length=self.depth
+        )
         out = jnp.concatenate(halves, -1)
         return out, Residuals(out, taken, observed)
 
@@ -114,16 +118,19 @@ class Reversible(Combinator):
         def step(carry: Any, each: tuple[Any, Any]) -> tuple[Any, Tree]:
             ((y1, y2), (dy1, dy2)), (trees, scanned) = carry, each
             g, kept = self._add(1, trees[0], y1, shared, scanned)
-            x2 = y2 - g
+            x2 = y2 - sharded_like(g, y2)
             seen_g, dg = self._walk(1, visit, dy2, kept, trees)
-            dy1 = dy1 + dg.astype(dy1.dtype)
+            dy1 = dy1 + sharded_like(dg.astype(dy1.dtype), dy1)
             f, kept = self._add(0, trees[0], x2, shared, scanned)
-            x1 = y1 - f
+            x1 = y1 - sharded_like(f, y1)
             seen_f, df = self._walk(0, visit, dy1, kept, trees)
-            return ((x1, x2), (dy1, dy2 + df.astype(dy2.dtype))), (seen_f, seen_g)
+            return ((x1, x2), (dy1, dy2 + sharded_like(df.astype(dy2.dtype), dy2))), (
+                seen_f,
+                seen_g,
+            )
 
         start = (_halves(residuals.out), _halves(dout))
-        each = ((params, *others), scanned)
+        each = scannable(((params, *others), scanned))
         (_, errors), seen = jax.lax.scan(step, start, each, length=self.depth, reverse=True)
         return seen, jnp.concatenate(errors, -1)
 

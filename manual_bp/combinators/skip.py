@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from manual_bp.layer import Combinator, Layer, Tree, Visit, output_shape, within
+from manual_bp.sharding import sharded_like
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Skip(Combinator):
         with within(1, self.body):
             added, residuals = self.body.forward(params[0], x, **self.hand(taken, 0))
             self._check_shape(x, added)
-        return x + added, (residuals,)
+        return x + sharded_like(added, x), (residuals,)
 
     def walk(
         self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
@@ -56,7 +57,7 @@ class Skip(Combinator):
             seen, dbody = self.body.walk(
                 visit, dout, params[0], residuals[0], *(tree[0] for tree in others)
             )
-        return (seen,), dout.astype(dbody.dtype) + dbody
+        return (seen,), dout.astype(dbody.dtype) + sharded_like(dbody, dout)
 
     def _check_shape(self, x: Any, added: Any) -> None:
         if added.shape != x.shape:

@@ -34,8 +34,10 @@ from manual_bp.combinators._steps import (
     check_stacked,
     over_steps,
     over_uses,
+    scannable,
 )
 from manual_bp.layer import NESTED, Combinator, Layer, Tree, Visit, output_shape, within
+from manual_bp.sharding import sharded_like
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,10 @@ class Stack(Combinator):
             params, scanned = each
             out, kept = self.layer.forward(params, x, **at_step(shared, scanned))
             check_kept("stack", self.layer, x, out)
-            return out, kept
+            return sharded_like(out, x), kept
 
         with within(1, self.layer):
-            out, kept = jax.lax.scan(step, x, (params[0], scanned), length=self.depth)
+            out, kept = jax.lax.scan(step, x, scannable((params[0], scanned)), length=self.depth)
         return out, (kept,)
 
     def walk(
@@ -81,11 +83,11 @@ class Stack(Combinator):
     ) -> tuple[Tree, jax.Array]:
         def step(dout: jax.Array, trees: tuple[Tree, ...]) -> tuple[jax.Array, Tree]:
             seen, dx = self.layer.walk(visit, dout, *trees)
-            return dx.astype(dout.dtype), seen
+            return sharded_like(dx.astype(dout.dtype), dout), seen
 
         trees = tuple(tree[0] for tree in (params, residuals, *others))
         with within(1, self.layer):
-            dx, seen = jax.lax.scan(step, dout, trees, length=self.depth, reverse=True)
+            dx, seen = jax.lax.scan(step, dout, scannable(trees), length=self.depth, reverse=True)
         return (seen,), dx
 
     def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:

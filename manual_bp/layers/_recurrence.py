@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Tree, check_taken
-from manual_bp.sharding import as_carry, axes_of
+from manual_bp.sharding import as_carry, axes_of, sharded_like, undivided
 
 
 class Recurrent(Layer):
@@ -80,8 +80,13 @@ def outputs(layer: Recurrent, before: jax.Array, final: jax.Array) -> jax.Array:
 
 def time_first(values: jax.Array, real: jax.Array | None = None) -> jax.Array:
     """(m, T, n) as (T, m, n), with 0 at the steps that aren't real."""
-    values = jnp.swapaxes(values, 0, 1)
+    values = jnp.swapaxes(undivided(values, 1), 0, 1)
     return values if real is None else jnp.where(real, values, 0)
+
+
+def examples_first(values: jax.Array, like: jax.Array) -> jax.Array:
+    """(T, m, n) as (m, T, n), in the dtype of x and placed as it is."""
+    return sharded_like(jnp.swapaxes(values, 0, 1).astype(like.dtype), like)
 
 
 def where_real(real: jax.Array | None, new: Tree, old: Tree) -> Tree:
@@ -163,7 +168,7 @@ def real_steps(layer: Recurrent, x: Any, taken: dict[str, Any]) -> jax.Array | N
             f"{layer!r}: mask has shape {tuple(mask.shape)}, expected {tuple(x.shape[:2])}, one "
             f"for each step of x {tuple(x.shape)}.{advice}"
         )
-    return jnp.swapaxes(mask, 0, 1)[..., None]
+    return jnp.swapaxes(undivided(mask, 1), 0, 1)[..., None]
 
 
 def first_state(

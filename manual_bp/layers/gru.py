@@ -64,6 +64,7 @@ from manual_bp.layers._recurrence import (
     check_features,
     check_params,
     check_sequence,
+    examples_first,
     first_state,
     orthogonal,
     outputs,
@@ -183,7 +184,7 @@ class GRU(Recurrent):
         dU_n = outer_over_examples(dq_n, before, like=whole(U)[gates:])
         db = sum_over_examples(dp, like=b)
         dc = sum_over_examples(dq_n, like=c)
-        dx = time_first(dp @ whole(W)).astype(x.dtype)
+        dx = examples_first(dp @ whole(W), like=x)
         dU = sharded_like(jnp.concatenate([dU_gates, dU_n]), U)
         dparams = Params(dW, dU, db, dc)
         return dparams, dx, self.taken(dh.astype(first.dtype))

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Static, Tree, check_taken
+from manual_bp.sharding import undivided
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class LastStep(Layer):
     def forward(self, params: Tree, x: jax.Array, **taken: Any) -> tuple[jax.Array, Static]:
         check_taken(self, taken)
         self._check(x)
-        return jnp.asarray(x)[:, -1], Static(x.shape[1])
+        return undivided(jnp.asarray(x), 1)[:, -1], Static(x.shape[1])
 
     def backward(self, params: Tree, residuals: Static, dout: jax.Array) -> tuple[Tree, jax.Array]:
         earlier = residuals.value - 1

@@ -55,6 +55,7 @@ from manual_bp.layers._recurrence import (
     Recurrent,
     check_params,
     check_sequence,
+    examples_first,
     first_state,
     real_steps,
     time_first,
@@ -128,7 +129,7 @@ class LinearRecurrence(Recurrent):
         first = first_state(self, "state", taken.get("state"), like, u)
         u_1 = u[:1] + _at(slice(0, 1), stays) * first
         h = _accumulated(_at(slice(1, None), stays), jnp.concatenate([u_1, u[1:]]))
-        out = time_first(self._in_order(h)).astype(jnp.result_type(x, params.rate))
+        out = jnp.swapaxes(self._in_order(h), 0, 1).astype(jnp.result_type(x, params.rate))
         return out, Residuals(x, real, h, first, h[-1])
 
     def backward_taken(
@@ -144,7 +145,7 @@ class LinearRecurrence(Recurrent):
         of_h = sum_over_examples(du * before)
         of_x = sum_over_examples(du * self._in_order(time_first(x, real)))
         drate = a * rest * of_h - jnp.square(a) * s / (1 + a) * of_x
-        dx = time_first(self._in_order(s * du)).astype(x.dtype)
+        dx = examples_first(self._in_order(s * du), like=x)
         dparams = Params(sharded_like(drate.astype(params.rate.dtype), params.rate))
         return dparams, dx, self.taken(dstate.astype(first.dtype))
 

@@ -66,6 +66,7 @@ from manual_bp.layers._recurrence import (
     check_features,
     check_params,
     check_sequence,
+    examples_first,
     first_state,
     orthogonal,
     outputs,
@@ -193,7 +194,7 @@ class LSTM(Recurrent):
         dW = outer_over_examples(dz, time_first(x, real), like=W)
         dU = outer_over_examples(dz, before.h, like=U)
         db = sum_over_examples(dz, like=b)
-        dx = time_first(dz @ whole(W)).astype(x.dtype)
+        dx = examples_first(dz @ whole(W), like=x)
         dstate = State(dstate.h.astype(first.h.dtype), dstate.c.astype(first.c.dtype))
         return Params(dW, dU, db), dx, self.taken(dstate)
 

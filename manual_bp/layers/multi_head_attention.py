@@ -275,7 +275,7 @@ class MultiHeadAttention(Layer):
                 for error, b in zip(errors, params[4:], strict=True)
             ),
         )
-        dx, dsource = self.passed_on(params, errors)
+        dx, dsource = self.passed_on(params, residuals, errors)
         if memory is None:
             return dparams, (dx + dsource).astype(x.dtype), {}
         return dparams, dx.astype(x.dtype), {"memory": dsource.astype(memory.dtype)}
@@ -302,11 +302,16 @@ class MultiHeadAttention(Layer):
         return x, source, source, self._side_by_side(read)
 
     def passed_on(
-        self, params: Params, errors: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+        self,
+        params: Params,
+        residuals: Residuals,
+        errors: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """dQ Wq and dK Wk + dV Wv: dx and dr, or the two parts of dx."""
-        dq, dk, dv, _ = errors
-        return matmul(dq, params.Wq), matmul(dk, params.Wk) + matmul(dv, params.Wv)
+        x, memory, *_ = residuals
+        source, (dq, dk, dv, _) = x if memory is None else memory, errors
+        dsource = matmul(dk, params.Wk, source) + matmul(dv, params.Wv, source)
+        return matmul(dq, params.Wq, x), dsource
 
     @property
     def _kv_heads(self) -> int:

@@ -54,6 +54,7 @@ from manual_bp.layers._recurrence import (
     check_features,
     check_params,
     check_sequence,
+    examples_first,
     first_state,
     orthogonal,
     outputs,
@@ -165,7 +166,7 @@ class RNN(Recurrent):
         dW = outer_over_examples(dz, time_first(x, real), like=W)
         dU = outer_over_examples(dz, before, like=U)
         db = sum_over_examples(dz, like=b)
-        dx = time_first(dz @ whole(W)).astype(x.dtype)
+        dx = examples_first(dz @ whole(W), like=x)
         return Params(dW, dU, db), dx, self.taken(dh.astype(first.dtype))
 
     def errors(

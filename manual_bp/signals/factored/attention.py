@@ -17,6 +17,6 @@ def _(
     errors = layer.errors(params, residuals, dout)
     each = zip(params[:4], params[4:], errors, layer.inputs(residuals), strict=True)
     weights, biases = zip(*(affine(*one) for one in each), strict=True)
-    dx, dsource = layer.passed_on(params, errors)
+    dx, dsource = layer.passed_on(params, residuals, errors)
     dx = dx if residuals.memory is not None else dx + dsource
     return type(params)(*weights, *biases), dx.astype(residuals.x.dtype)
