@@ -1,0 +1,187 @@
+"""The program of test_meshes.py, for a process of its own with 8 virtual devices.
+
+It prints a line for each finding, and at last how many programs it ran. Everything is in float64
+and judged by the error bounds of the one-device program, which hold for any order of summation.
+"""
+
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import manual_bp as mbp
+from verify import rules
+from verify.arithmetic.rounding import Bounded
+from verify.interpreter import trace
+from verify.judges import BOUNDS, within_bounds
+from verify.rules import Rule, flat, generator
+
+jax.config.update("jax_enable_x64", True)
+DEVICES = {"data": 4, "tensor": 2}
+EXPLICIT, AUTO = (
+    jax.make_mesh(tuple(DEVICES.values()), tuple(DEVICES), axis_types=(kind,) * 2)
+    for kind in (AxisType.Explicit, AxisType.Auto)
+)
+
+
+def leaf_of(array: Any) -> Any:
+    """A JAX array of it; typed keys as they are."""
+    return array if isinstance(array, jax.Array) else jnp.asarray(array)
+
+
+def is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def drawn(rule: Rule) -> Any:
+    """Arguments of the rule; of piecewise polynomials on the lattice, where bounds are finite."""
+    return jax.tree.map(leaf_of, rule.draw(generator(7), "lattice" if rule.exact else "normal"))
+
+
+def of_examples(rule: Rule, args: Any) -> Any:
+    """For each argument its PartitionSpec with the examples along "data"; P() for params."""
+    named = rule.names(*args)
+    has_params = named[0] == "out" or rule.cotangent == 3
+    m = jax.tree.leaves(args[int(has_params)])[0].shape[0]
+
+    def spec(path: Any, leaf: Any) -> P:
+        shared = any(jax.tree_util.keystr((key,)) in ("['statistics']", "['key']") for key in path)
+        if (has_params and path[0].idx == 0) or shared or is_key(leaf):
+            return P()
+        if leaf.shape[:1] == (m,):
+            return P("data")
+        return P(None, "data") if leaf.shape[1:2] == (m,) else P()
+
+    return jax.tree_util.tree_map_with_path(spec, args)
+
+
+def placed(mesh: Any, args: Any, specs: Any, *, abstract: bool = False) -> Any:
+    """The arguments, or their types, on the mesh."""
+
+    def one(leaf: Any, spec: P) -> Any:
+        if is_key(leaf):
+            return leaf
+        sharding = NamedSharding(mesh, spec)
+        if abstract:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.device_put(leaf, sharding)
+
+    return jax.tree.map(one, args, specs)
+
+
+def numbers(results: Any) -> Any:
+    """Without the gradients of integers, which are none."""
+    return {name: each for name, each in results.items() if each.dtype != jax.dtypes.float0}
+
+
+def judge(what: str, found: Any, expected: Any) -> None:
+    ours = {name: Bounded(np.asarray(each), expected[name].bound) for name, each in found.items()}
+    verdict = within_bounds(ours, {name: expected[name] for name in found})
+    if not verdict.ok:
+        print(f"{what}: {verdict}")
+
+
+def spec_of(array: Any) -> tuple[Any, ...]:
+    """The mesh axes of each of its axes, without trailing None."""
+    spec = tuple(jax.typeof(array).sharding.spec)
+    while spec and spec[-1] is None:
+        spec = spec[:-1]
+    return spec
+
+
+def check_places(what: str, rule: Rule, args: Any, found: Any) -> None:
+    """Say of which gradients the place isn't that of what they are the gradients of."""
+    first = rule.cotangent == 3 or rule.names(*args)[0] == "out"
+    wanted = dict(flat("d", args[0])) if first else {}
+    layer = rule.names(*args)[0] == "out"
+    wanted["dx" if layer else "dprediction"] = args[int(first)]
+    for name, like in wanted.items():
+        if name in found and spec_of(found[name]) != spec_of(like):
+            print(f"{what}: {name} lies {spec_of(found[name])}, not {spec_of(like)}")
+
+
+def data_parallel(every: list[Rule], sampled: list[Rule]) -> None:
+    """Examples along an Explicit axis: every rule is traced, and these are run."""
+    run = {id(rule) for rule in sampled}
+    programs, given, bounds = [], [], []
+    for rule in every:
+        what = f"Explicit, {rule}"
+        args = drawn(rule)
+        specs = of_examples(rule, args)
+        types = placed(EXPLICIT, args, specs, abstract=True)
+        with jax.set_mesh(EXPLICIT):
+            try:
+                found = jax.eval_shape(lambda *args, rule=rule: numbers(rule.manual(*args)), *types)
+            except Exception as error:
+                print(f"{what}: {error}")
+                continue
+        check_places(what, rule, types, found)
+        if id(rule) in run:
+            programs.append((what, rule))
+            given.append(placed(EXPLICIT, args, specs))
+            bounds.append(trace(rule.manual, *args).run(args, BOUNDS))
+
+    def together(given: Any) -> Any:
+        return [
+            numbers(rule.manual(*args)) for (_, rule), args in zip(programs, given, strict=True)
+        ]
+
+    with jax.set_mesh(EXPLICIT):
+        found = jax.jit(together)(given)
+    for (what, _), each, expected in zip(programs, found, bounds, strict=True):
+        judge(what, each, expected)
+
+
+def local_gradients(every: list[Rule], sampled: list[Rule]) -> None:
+    """Inside shard_map, with params the same on all devices: sums of what each of them found."""
+    run = {id(rule) for rule in sampled}
+    for check in (True, False):
+        given, chosen = [], []
+        for rule in every:
+            args = drawn(rule)
+            specs = of_examples(rule, args)
+            devices = dict(mesh=AUTO, in_specs=specs, out_specs=P("data"), check_vma=check)
+
+            def local(*args: Any, rule: Rule = rule) -> Any:
+                return {name: each[None] for name, each in numbers(rule.manual(*args)).items()}
+
+            mapped = jax.shard_map(local, **devices)
+            try:
+                jax.eval_shape(mapped, *args)
+            except Exception as error:
+                print(f"shard_map, check_vma={check}, {rule}: {error}")
+                continue
+            # A key draws the same numbers on each device, and statistics are each device's own.
+            named = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(args)]
+            alone = not rule.mixes and not any("['key']" in name for name in named)
+            if id(rule) in run and alone:
+                given.append(args)
+                chosen.append((rule, mapped))
+        found = jax.jit(lambda given, c=chosen: [f(*a) for (_, f), a in zip(c, given)])(given)
+        for (rule, _), args, each in zip(chosen, given, found, strict=True):
+            expected = trace(rule.manual, *args).run(args, BOUNDS)
+            whole = {name: assembled(np.asarray(each[name]), expected[name]) for name in each}
+            judge(f"shard_map, check_vma={check}, {rule}", whole, expected)
+
+
+def assembled(each: np.ndarray, expected: Any) -> np.ndarray:
+    """One array of the devices' (4, ...): the sum, or rows beside each other."""
+    shape = expected.value.shape
+    grown = [axis for axis, size in enumerate(shape) if size != each.shape[axis + 1]]
+    return np.concatenate(each, grown[0]) if grown else each.sum(0)
+
+
+if __name__ == "__main__":
+    assert len(jax.devices()) == 8
+    every = rules.of_specs(batch=4)
+    sampled = rules.one_of_each(every)
+    start = time.time()
+    data_parallel(every, sampled)
+    print(time.time() - start, file=sys.stderr)
+    local_gradients(every, sampled)
+    print(len(every), len(sampled), time.time() - start, file=sys.stderr)
