@@ -257,7 +257,7 @@ def sweep(
     )
     values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
     total = jnp.where(weights == 0, 0, weights * values).sum()
-    error = dprediction.astype(prediction.dtype)
+    error = sharded_like(dprediction.astype(prediction.dtype), prediction)
     seen, dx = network.walk(visit, error, params, residuals)
     return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
 

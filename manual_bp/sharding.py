@@ -155,11 +155,24 @@ def beside(param: Any, x: Any) -> Any:
     return _moved(param, along((x, param), *axes[len(axes) - jnp.ndim(param) :]))
 
 
+def divided(x: Any, *axes: Any) -> Any:
+    """x divided along these mesh axes, one entry for each of its axes as `axes_of` has them."""
+    return _moved(x, along(x, *axes))
+
+
 def undivided(x: Any, axis: int) -> Any:
     """x with this axis whole on every device: one that a scan runs along, say."""
     axes = list(axes_of(x))
     axes[axis] = None
-    return _moved(x, along(x, *axes))
+    return divided(x, *axes)
+
+
+def alike(arrays: list[Any]) -> list[Any]:
+    """Arrays divided as the first one is; along the last axis, if all are divided alike there."""
+    (*first, last), *others = map(axes_of, arrays)
+    if any(axes[-1] != last for axes in others):
+        last = None
+    return [_moved(each, along(tuple(arrays), *first, last)) for each in arrays]
 
 
 def whole(params: Tree) -> Tree:

@@ -27,16 +27,20 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Combinator, Layer, Static, Tree, Visit, output_shape, within
+from manual_bp.sharding import alike, axes_of, divided
 
 Combine = Literal["concatenate", "sum", "product"]
 
 
 class Residuals(NamedTuple):
-    """branches: each one's own; outs: for a product, all outputs; sizes: n_i, for concatenate."""
+    """branches: each one's own; outs: for a product, all outputs; sizes: n_i, for concatenate;
+    axes: the mesh axes that divide each output.
+    """
 
     branches: tuple[Tree, ...]
     outs: tuple[jax.Array, ...]
     sizes: Static
+    axes: Static
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,24 @@ class Parallel(Combinator):
             kept.append(residuals)
         self._check_shapes(outs)
         sizes = Static(tuple(out.shape[-1] for out in outs))
+        axes = Static(tuple(map(axes_of, outs)))
+        outs = alike(outs)
         if self.combine == "concatenate":
-            return jnp.concatenate(outs, axis=-1), Residuals(tuple(kept), (), sizes)
+            return jnp.concatenate(outs, axis=-1), Residuals(tuple(kept), (), sizes, axes)
         if self.combine == "sum":
-            return _total(outs), Residuals(tuple(kept), (), sizes)
-        return _product(outs), Residuals(tuple(kept), tuple(outs), sizes)
+            return _total(outs), Residuals(tuple(kept), (), sizes, axes)
+        return _product(outs), Residuals(tuple(kept), tuple(outs), sizes, axes)
 
     def walk(
         self, visit: Visit, dout: jax.Array, params: Tree, residuals: Residuals, *others: Tree
     ) -> tuple[Tree, jax.Array]:
         seen, dxs = [], []
-        for index, (branch, share) in enumerate(
-            zip(self.branches, self._shares(residuals, dout), strict=True)
-        ):
+        shares = zip(self._shares(residuals, dout), residuals.axes.value, strict=True)
+        for index, (branch, (share, axes)) in enumerate(zip(self.branches, shares, strict=True)):
             with within(index + 1, branch):
                 each, dx = branch.walk(
                     visit,
-                    share,
+                    divided(share, *axes),
                     params[index],
                     residuals.branches[index],
                     *(tree[index] for tree in others),

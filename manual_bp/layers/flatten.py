@@ -24,9 +24,10 @@ from manual_bp.sharding import axes_of, reshape
 
 
 class Residuals(NamedTuple):
-    """shape: that of x; no arrays."""
+    """shape, axes: of x, its sizes and the mesh axes that divide it; no arrays."""
 
     shape: Static
+    axes: Static
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Flatten(Layer):
         check_taken(self, taken)
         self._check(x)
         features = math.prod(x.shape[1:])  # -1 would not do for an empty batch
-        return reshape(x, (x.shape[0], features), axes_of(x)[0]), Residuals(Static(tuple(x.shape)))
+        return reshape(x, (x.shape[0], features), axes_of(x)[0]), Residuals(
+            Static(x.shape), Static(axes_of(x))
+        )
 
     def backward(
         self, params: Any, residuals: Residuals, dout: jax.Array
     ) -> tuple[tuple[()], jax.Array]:
-        return (), reshape(dout, residuals.shape.value, axes_of(dout)[0])
+        return (), reshape(dout, residuals.shape.value, *residuals.axes.value)
 
     def _check(self, x: Any) -> None:
         check_floating(self, x)

@@ -22,12 +22,14 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Static, accumulation_dtype, check_taken
+from manual_bp.sharding import along, axes_of
 
 
 class Residuals(NamedTuple):
-    """shape: that of x; no arrays."""
+    """shape, axes: of x, its sizes and the mesh axes that divide it; no arrays."""
 
     shape: Static
+    axes: Static
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class GlobalAvgPool(Layer):
         check_taken(self, taken)
         self._check(x)
         mean = x.mean(tuple(range(1, x.ndim - 1)), dtype=accumulation_dtype(x))
-        return mean.astype(x.dtype), Residuals(Static(tuple(x.shape)))
+        return mean.astype(x.dtype), Residuals(Static(x.shape), Static(axes_of(x)))
 
     def backward(
         self, params: Any, residuals: Residuals, dout: jax.Array
@@ -67,7 +69,9 @@ class GlobalAvgPool(Layer):
         shape = residuals.shape.value
         places = math.prod(shape[1:-1])
         share = (dout.astype(accumulation_dtype(dout)) / places).astype(dout.dtype)
-        return (), jnp.broadcast_to(jnp.expand_dims(share, tuple(range(1, len(shape) - 1))), shape)
+        share = jnp.expand_dims(share, tuple(range(1, len(shape) - 1)))
+        out_sharding = along(dout, *residuals.axes.value)
+        return (), jnp.broadcast_to(share, shape, out_sharding=out_sharding)
 
     def _check(self, x: Any) -> None:
         check_floating(self, x)
