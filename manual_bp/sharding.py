@@ -160,10 +160,11 @@ def divided(x: Any, *axes: Any) -> Any:
     return _moved(x, along(x, *axes))
 
 
-def undivided(x: Any, axis: int) -> Any:
-    """x with this axis whole on every device: one that a scan runs along, say."""
+def undivided(x: Any, *whole: int) -> Any:
+    """x with these of its axes whole on every device: those that a scan or a window moves along."""
     axes = list(axes_of(x))
-    axes[axis] = None
+    for axis in whole:
+        axes[axis] = None
     return divided(x, *axes)
 
 

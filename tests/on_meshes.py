@@ -4,6 +4,7 @@ It prints a line for each finding, and at last how many programs it ran. Everyth
 and judged by the error bounds of the one-device program, which hold for any order of summation.
 """
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -176,11 +177,107 @@ def assembled(each: np.ndarray, expected: Any) -> np.ndarray:
     return np.concatenate(each, grown[0]) if grown else each.sum(0)
 
 
+def networks() -> dict[str, tuple[Any, Any, Any, Any]]:
+    """By name: a network, its loss, x and y."""
+    tokens = np.arange(32).reshape(8, 4) % 16
+    x = np.random.default_rng(2).normal(size=(8, 16))
+    small: Any = {"context": 4, "width": 8, "depth": 2, "heads": 2}
+    classes = tokens[:, 0] % 8
+    return {
+        "mlp": (mbp.mlp([16, 32, 8], hidden=mbp.tanh), mbp.SoftmaxCrossEntropy(), x, classes),
+        "gpt": (mbp.gpt(16, **small), mbp.SoftmaxCrossEntropy(), tokens, (3 * tokens) % 16),
+        "gpt, fused head": (
+            mbp.gpt(16, block=2, head=False, **small),
+            mbp.LinearCrossEntropy(16, chunk=3),
+            tokens,
+            (3 * tokens) % 16,
+        ),
+    }
+
+
+def rows(leaf: Any) -> tuple[Any, ...]:
+    """The mesh axis "tensor" for the rows of a matrix, or for the one axis of a vector."""
+    return (*(None,) * (leaf.ndim - 2), "tensor", None) if leaf.ndim > 1 else ("tensor",)
+
+
+def columns(leaf: Any) -> tuple[Any, ...]:
+    return (*(None,) * (leaf.ndim - 1), "tensor")
+
+
+def fully(leaf: Any) -> tuple[Any, ...]:
+    """Along the axis of the examples too."""
+    return ("data", *(None,) * (leaf.ndim - 1))
+
+
+def fully_and_tensor(leaf: Any) -> tuple[Any, ...]:
+    if leaf.ndim < 2:
+        return ("data",)
+    return (*(None,) * (leaf.ndim - 2), "tensor", "data")
+
+
+def alternately(leaf: Any) -> tuple[Any, ...]:
+    """Layers that widen by rows, those that narrow by columns, which needs one sum for two."""
+    return rows(leaf) if leaf.ndim < 2 or leaf.shape[-2] >= leaf.shape[-1] else columns(leaf)
+
+
+PLACES = (rows, columns, fully, fully_and_tensor, alternately)
+
+
+def fitting(leaf: Any, names: tuple[Any, ...]) -> P:
+    """Those that divide their axis; the others divide nothing."""
+    return P(
+        *(
+            name if name and size % DEVICES[name] == 0 else None
+            for name, size in zip(names, leaf.shape, strict=True)
+        )
+    )
+
+
+def divided_params() -> None:
+    """Networks with their parameters divided in every way, and the examples beside."""
+    programs, given, bounds = [], [], []
+    for name, (network, loss, x, y) in networks().items():
+        params = jax.eval_shape(network.init, jax.random.key(0), x)
+        if loss.parametric:
+            out = jax.eval_shape(lambda *args, n=network: n.forward(*args)[0], params, x)
+            params = params, jax.eval_shape(loss.init, jax.random.key(0), out)
+        draw = np.random.default_rng(3)
+        params = jax.tree.map(lambda leaf, r=draw: jnp.asarray(r.normal(size=leaf.shape)), params)
+
+        def step(params: Any, x: Any, y: Any, network: Any = network, loss: Any = loss) -> Any:
+            found = mbp.manual_pass(params, x, y, network=network, loss=loss)
+            return numbers({"J": found.loss, **flat("d", found.grads), "dx": found.dx})
+
+        expected = trace(step, params, x, y).run((params, x, y), BOUNDS)
+        for place in PLACES:
+            what = f"{name}, {place.__name__}"
+            specs = jax.tree.map(lambda leaf, p=place: fitting(leaf, p(leaf)), params)
+            args = placed(EXPLICIT, (params, x, y), (specs, P("data"), P("data")))
+            wanted = {**flat("d", args[0]), "dx": args[1]}
+            for context in (jax.set_mesh(EXPLICIT), contextlib.nullcontext()):
+                with context:
+                    found = jax.eval_shape(step, *args)
+                    own = args[0][0] if loss.parametric else args[0]
+                    jax.eval_shape(lambda *args, n=network: mbp.predict(*args, network=n), own, x)
+            for result, like in wanted.items():
+                if result in found and spec_of(found[result]) != spec_of(like):
+                    print(f"{what}: {result} lies {spec_of(found[result])}, not {spec_of(like)}")
+            programs.append((what, step))
+            given.append(args)
+            bounds.append(expected)
+    found = jax.jit(lambda given: [f(*a) for (_, f), a in zip(programs, given, strict=True)])(given)
+    for (what, _), each, expected in zip(programs, found, bounds, strict=True):
+        judge(what, each, expected)
+
+
 if __name__ == "__main__":
     assert len(jax.devices()) == 8
     every = rules.of_specs(batch=4)
     sampled = rules.one_of_each(every)
     start = time.time()
+    divided_params()
+    print("divided", time.time() - start, file=sys.stderr)
+    sys.exit() if len(sys.argv)>1 else 0
     data_parallel(every, sampled)
     print(time.time() - start, file=sys.stderr)
     local_gradients(every, sampled)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Combinator, Layer, Static, Tree, Visit, output_shape, within
-from manual_bp.sharding import alike, axes_of, divided
+from manual_bp.sharding import alike, axes_of, divided, undivided
 
 Combine = Literal["concatenate", "sum", "product"]
 
@@ -79,6 +79,7 @@ class Parallel(Combinator):
         axes = Static(tuple(map(axes_of, outs)))
         outs = alike(outs)
         if self.combine == "concatenate":
+            outs = [undivided(out, -1) for out in outs]
             return jnp.concatenate(outs, axis=-1), Residuals(tuple(kept), (), sizes, axes)
         if self.combine == "sum":
             return _total(outs), Residuals(tuple(kept), (), sizes, axes)

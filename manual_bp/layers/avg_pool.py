@@ -36,12 +36,14 @@ import numpy as np
 
 from manual_bp.layer import Layer, Static, accumulation_dtype, check_taken
 from manual_bp.layers._windows import Along, Padding, Sides, along_axes, check_settings
+from manual_bp.sharding import axes_of, divided, undivided
 
 
 class Residuals(NamedTuple):
-    """along: how the windows lie along each space axis; no arrays."""
+    """along: how the windows lie along each space axis; axes: of a mesh, which divide x; no arrays."""
 
     along: Static
+    axes: Static
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ class AvgPool(Layer):
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         every = along_axes(self, x, self.window, self.stride, self.padding)
-        total = x.astype(accumulation_dtype(x))
+        total = undivided(x, *(along.axis for along in every)).astype(accumulation_dtype(x))
         for along in reversed(every):
             total = _windowed_sum(total, along)
-        return (total / self._counts(every, total)).astype(x.dtype), Residuals(Static(tuple(every)))
+        mean = (total / self._counts(every, total)).astype(x.dtype)
+        return mean, Residuals(Static(tuple(every)), Static(axes_of(x)))
 
     def backward(
         self, params: Any, residuals: Residuals, dout: jax.Array
@@ -105,7 +108,7 @@ class AvgPool(Layer):
         g = g / self._counts(every, g)
         for along in every:
             g = _to_places(g, along)
-        return (), g.astype(dout.dtype)
+        return (), divided(g.astype(dout.dtype), *residuals.axes.value)
 
     def _counts(self, every: list[Along], like: jax.Array) -> Any:
         """c: what sums are divided by, one number for all windows or (n₁', ..., n_d', 1)."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Static, accumulation_dtype, check_taken
-from manual_bp.sharding import along, axes_of
+from manual_bp.sharding import axes_of, divided
 
 
 class Residuals(NamedTuple):
@@ -70,8 +70,7 @@ class GlobalAvgPool(Layer):
         places = math.prod(shape[1:-1])
         share = (dout.astype(accumulation_dtype(dout)) / places).astype(dout.dtype)
         share = jnp.expand_dims(share, tuple(range(1, len(shape) - 1)))
-        out_sharding = along(dout, *residuals.axes.value)
-        return (), jnp.broadcast_to(share, shape, out_sharding=out_sharding)
+        return (), divided(jnp.broadcast_to(share, shape), *residuals.axes.value)
 
     def _check(self, x: Any) -> None:
         check_floating(self, x)

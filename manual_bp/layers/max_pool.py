@@ -49,13 +49,17 @@ import numpy as np
 
 from manual_bp.layer import Layer, Static, accumulation_dtype, check_taken
 from manual_bp.layers._windows import Along, Padding, Sides, along_axes, check_settings
+from manual_bp.sharding import axes_of, divided, undivided
 
 
 class Residuals(NamedTuple):
-    """won: for each space axis, the place in its window that won; along: how the windows lie."""
+    """won: for each space axis, the place in its window that won; along: how the windows lie;
+    axes: of a mesh, which divide x.
+    """
 
     won: tuple[jax.Array, ...]
     along: Static
+    axes: Static
 
 
 @dataclass(frozen=True)
@@ -102,11 +106,12 @@ class MaxPool(Layer):
     def forward(self, params: Any, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         every = along_axes(self, x, self.window, self.stride, self.padding)
-        out, won = x, []
+        out, won = undivided(x, *(along.axis for along in every)), []
         for along in reversed(every):
             out, place = _largest(out, along)
             won.append(place)
-        return out, Residuals(tuple(reversed(won)), Static(tuple(every)))
+        axes = Static(axes_of(x))
+        return out, Residuals(tuple(reversed(won)), Static(tuple(every)), axes)
 
     def backward(
         self, params: Any, residuals: Residuals, dout: jax.Array
@@ -114,7 +119,7 @@ class MaxPool(Layer):
         dx = dout.astype(accumulation_dtype(dout))
         for won, along in zip(residuals.won, residuals.along.value, strict=True):
             dx = _to_winners(dx, won, along)
-        return (), dx.astype(dout.dtype)
+        return (), divided(dx.astype(dout.dtype), *residuals.axes.value)
 
 
 def _largest(x: jax.Array, along: Along) -> tuple[jax.Array, jax.Array]:

@@ -59,7 +59,7 @@ from manual_bp.layer import (
 from manual_bp.layers import _attention, _blocked_attention
 from manual_bp.layers._attention import How, Masks
 from manual_bp.layers._rotary import rotate
-from manual_bp.sharding import along, axes_of, beside, matmul, reshape
+from manual_bp.sharding import along, axes_of, beside, divided, matmul, reshape
 
 
 class Params(NamedTuple):
@@ -356,15 +356,16 @@ class MultiHeadAttention(Layer):
 
     def _masks(self, x: jax.Array, taken: dict[str, Any]) -> Masks:
         """Those that were given, with axes (m, H, G, T, S)."""
-        keys = taken.get("mask", taken.get("memory_mask"))
+        keys, examples = taken.get("mask", taken.get("memory_mask")), axes_of(x)[0]
         if keys is not None:
-            keys = keys[:, None, None, None]
+            keys = divided(keys, examples, None)[:, None, None, None]
         pairs = taken.get("attention_mask")
         if pairs is not None:
             *_, T, S = pairs.shape
             in_groups = (self._kv_heads, self.heads // self._kv_heads)
             heads = in_groups if pairs.ndim == 4 else (1, 1)
-            pairs = pairs.reshape(len(x) if pairs.ndim > 2 else 1, *heads, T, S)
+            shape = (len(x) if pairs.ndim > 2 else 1, *heads, T, S)
+            pairs = reshape(jnp.asarray(pairs), shape, examples)
         return Masks(keys, pairs)
 
     def _head_features(self, features: int) -> int:

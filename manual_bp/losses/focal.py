@@ -34,6 +34,7 @@ import jax.numpy as jnp
 
 from manual_bp.layer import Loss, accumulation_dtype
 from manual_bp.losses._targets import check_same_shape
+from manual_bp.sharding import sharded_like
 
 
 class Terms(NamedTuple):
@@ -92,7 +93,7 @@ class Focal(Loss):
 
     def terms(self, prediction: jax.Array, target: jax.Array) -> Terms:
         z = prediction.astype(accumulation_dtype(prediction))
-        y = target.astype(z.dtype)
+        y = sharded_like(target.astype(z.dtype), z)
         rest = jnp.log1p(jnp.exp(-jnp.abs(z)))
         log_p, log_q = jnp.minimum(z, 0) - rest, jnp.minimum(-z, 0) - rest
         mixed = jnp.log((1 - y) * jnp.exp(log_p) + y * jnp.exp(log_q))
