@@ -133,6 +133,23 @@ def matmul(x: Any, y: Any, like: Any = None) -> jax.Array:
     return jnp.matmul(x, y, out_sharding=rows if like is None else as_divided(like, x, y))
 
 
+def by_rows(x: Any, W: Any) -> jax.Array:
+    """x Wᵀ, divided as x is by examples and W by its rows.
+
+    W is contracted as it is, not transposed first: where a mesh divides it, what is gathered for
+    this product serves backward too.
+
+    Args:
+        x: (..., n_in).
+        W: (n_out, n_in).
+
+    Returns:
+        (..., n_out).
+    """
+    rows = along((x, W), *axes_of(x)[:-1], axes_of(W)[0])
+    return jnp.einsum("...i,oi->...o", x, W, out_sharding=rows)
+
+
 def reshape(x: jax.Array, shape: tuple[int, ...], *axes: Any) -> jax.Array:
     """x.reshape(shape), divided along these mesh axes; those that aren't named are not divided."""
     axes = (*axes, *(None,) * (len(shape) - len(axes)))

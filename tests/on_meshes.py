@@ -146,7 +146,7 @@ def local_gradients(every: list[Rule], sampled: list[Rule]) -> None:
         for rule in every:
             args = drawn(rule)
             specs = of_examples(rule, args)
-            devices = dict(mesh=AUTO, in_specs=specs, out_specs=P("data"), check_vma=check)
+            devices = {"mesh": AUTO, "in_specs": specs, "out_specs": P("data"), "check_vma": check}
 
             def local(*args: Any, rule: Rule = rule) -> Any:
                 return {name: each[None] for name, each in numbers(rule.manual(*args)).items()}
@@ -163,7 +163,9 @@ def local_gradients(every: list[Rule], sampled: list[Rule]) -> None:
             if id(rule) in run and alone:
                 given.append(args)
                 chosen.append((rule, mapped))
-        found = jax.jit(lambda given, c=chosen: [f(*a) for (_, f), a in zip(c, given)])(given)
+        found = jax.jit(
+            lambda given, c=chosen: [f(*a) for (_, f), a in zip(c, given, strict=True)]
+        )(given)
         for (rule, _), args, each in zip(chosen, given, found, strict=True):
             expected = trace(rule.manual, *args).run(args, BOUNDS)
             whole = {name: assembled(np.asarray(each[name]), expected[name]) for name in each}
@@ -277,7 +279,7 @@ if __name__ == "__main__":
     start = time.time()
     divided_params()
     print("divided", time.time() - start, file=sys.stderr)
-    sys.exit() if len(sys.argv)>1 else 0
+    sys.exit() if len(sys.argv) > 1 else 0
     data_parallel(every, sampled)
     print(time.time() - start, file=sys.stderr)
     local_gradients(every, sampled)

@@ -184,11 +184,7 @@ class BatchNorm(Layer):
         # dγ and dβ, and means made of those would have to be gathered; so would r times γ.
         through_mean = self._over_devices(sum_over_examples(dout)) / n
         through_std = normalized * (self._over_devices(sum_over_examples(dout * normalized)) / n)
-        dx = params.scale * (inverse_std * (dout - through_mean - through_std))
-        dparams = Params(dscale.astype(params.scale.dtype), dshift.astype(params.shift.dtype))
-        through_mean = self._over_devices(dshift) / n
-        through_std = normalized * (self._over_devices(dscale) / n)
-        dx = beside(params.scale, x) * inverse_std * (dout - through_mean - through_std)
+        dx = beside(params.scale, x) * (inverse_std * (dout - through_mean - through_std))
         dparams = _as_params(dscale, dshift, params)
         return dparams, _where_counted(mask, dx).astype(x.dtype)
 

@@ -205,10 +205,8 @@ class Conv(Layer):
         axes = self._axes(x)
         dx = correlate(
             dout,
-            self._flipped(W),
+            self._flipped(whole(W)),
             ("NSC", "SOI", "NSC"),  # exchanged by name: nothing moves, on a mesh neither
-            self._flipped_and_exchanged(whole(W)),
-            ("NSC", "SIO", "NSC"),
             spread=[axis.s for axis in axes],
             padding=[(axis.span - axis.low, axis.span - axis.high + axis.rest) for axis in axes],
             dilation=[axis.d for axis in axes],

@@ -141,8 +141,6 @@ class Embedding(Layer):
         )
         # A sum, as dW is: so what devices find of their tokens travels with what they find of dW.
         dW += jnp.where(exist(tokens, self.vocabulary), 0, jnp.nan).astype(wide).sum()
-        return Params(dW.astype(params.W.dtype)), no_gradient(tokens)
-        dW = jnp.where(exist(tokens, self.vocabulary).all(), dW, jnp.nan)
         return Params(sharded_like(dW.astype(params.W.dtype), params.W)), no_gradient(tokens)
 
     def _sums(self, params: tuple[()], tokens: jax.Array, errors: jax.Array) -> tuple[Any, Any]:

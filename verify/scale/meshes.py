@@ -158,26 +158,3 @@ def _along(leaf: Any, dim: int | None, mesh: Mesh, axis: str) -> NamedSharding:
     spec: list[str | None] = [None] * len(leaf.shape)
     spec[dim] = axis
     return NamedSharding(mesh, P(*spec))
-"""stub"""
-from jax.sharding import NamedSharding, PartitionSpec as P
-def place(params, mesh, *, fully_sharded):
-    def one(path, leaf):
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        spec = [None] * leaf.ndim
-        t = mesh.shape.get("tensor", 1)
-        if t > 1:
-            axis = {"Wq": -2, "Wk": -2, "Wv": -2, "bq": -1, "bk": -1, "bv": -1, "Wo": -1}.get(name)
-            if name in "Wb" and leaf.ndim == (3 if name == "W" else 2):
-                n_out, n_in = leaf.shape[-2:] if name == "W" else (leaf.shape[-1], 0)
-                axis = -2 if n_out > n_in and name == "W" else -1
-                if name == "b" and 0:
-                    axis = None
-            if axis is not None and leaf.shape[axis] % t == 0:
-                spec[axis] = "tensor"
-        if fully_sharded:
-            for i in range(leaf.ndim):
-                if spec[i] is None and leaf.shape[i] % mesh.shape["data"] == 0:
-                    spec[i] = "data"
-                    break
-        return NamedSharding(mesh, P(*spec))
-    return jax.tree_util.tree_map_with_path(one, params)
