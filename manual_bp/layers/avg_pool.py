@@ -40,7 +40,9 @@ from manual_bp.sharding import axes_of, divided, undivided
 
 
 class Residuals(NamedTuple):
-    """along: how the windows lie along each space axis; axes: of a mesh, which divide x. No arrays."""
+    """along: how the windows lie along each space axis; axes: of a mesh, which divide x. No array is
+    kept.
+    """
 
     along: Static
     axes: Static

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 from manual_bp.activation import Activation, check_floating, glorot
 from manual_bp.activations import silu
 from manual_bp.layer import Layer, check_taken, outer_over_examples
-from manual_bp.sharding import matmul
+from manual_bp.sharding import by_rows, matmul
 
 
 class Params(NamedTuple):
@@ -109,9 +109,9 @@ class GatedMLP(Layer):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         self._check(params, x)
-        z, u = matmul(x, params.W_gate.T), matmul(x, params.W_up.T)
+        z, u = by_rows(x, params.W_gate), by_rows(x, params.W_up)
         a, _ = self.activation.forward((), z)
-        return matmul(a * u, params.W_down.T), Residuals(x, z, u)
+        return by_rows(a * u, params.W_down), Residuals(x, z, u)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array

@@ -72,7 +72,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import matmul, sharded_like, whole
+from manual_bp.sharding import by_rows, sharded_like, whole
 
 
 class Params(NamedTuple):
@@ -152,7 +152,7 @@ class GRU(Recurrent):
         W, U, b, c = whole(params)
         dtype = jnp.result_type(x, *params)
         like = jax.ShapeDtypeStruct((len(x), self.features), jnp.promote_types(dtype, jnp.float32))
-        Wx = matmul(time_first(x, real), W.T)
+        Wx = by_rows(time_first(x, real), W)
         first = first_state(self, "state", taken.get("state"), like, Wx)
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:

@@ -74,7 +74,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import matmul, whole
+from manual_bp.sharding import by_rows, whole
 
 
 class Params(NamedTuple):
@@ -160,7 +160,7 @@ class LSTM(Recurrent):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         real = self._check(params, x, taken)
         W, U, b = whole(params)
-        Wx = matmul(time_first(x, real), W.T)
+        Wx = by_rows(time_first(x, real), W)
         first = self._first(params, x, taken.get("state"), Wx)
 
         def step(state: State, at: Any) -> tuple[State, Any]:

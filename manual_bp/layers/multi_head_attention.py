@@ -59,7 +59,7 @@ from manual_bp.layer import (
 from manual_bp.layers import _attention, _blocked_attention
 from manual_bp.layers._attention import How, Masks
 from manual_bp.layers._rotary import rotate
-from manual_bp.sharding import along, axes_of, beside, divided, matmul, reshape
+from manual_bp.sharding import along, axes_of, beside, by_rows, divided, matmul, reshape
 
 
 class Params(NamedTuple):
@@ -467,5 +467,5 @@ def _readable(source: jax.Array, masks: Masks) -> jax.Array:
 
 def _affine(W: Any, b: Any, x: jax.Array) -> jax.Array:
     """x Wᵀ + b."""
-    z = matmul(x, W.T)
+    z = by_rows(x, W)
     return z if isinstance(b, tuple) else z + beside(b, z)

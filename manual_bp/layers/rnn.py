@@ -62,7 +62,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import matmul, whole
+from manual_bp.sharding import by_rows, whole
 
 
 class Params(NamedTuple):
@@ -142,7 +142,7 @@ class RNN(Recurrent):
         real = self._check(params, x, taken)
         W, U, b = whole(params)
         like = jax.ShapeDtypeStruct((len(x), self.features), jnp.result_type(x, *params))
-        Wx = matmul(time_first(x, real), W.T)
+        Wx = by_rows(time_first(x, real), W)
         first = first_state(self, "state", taken.get("state"), like, Wx)
 
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:

@@ -61,7 +61,7 @@ from manual_bp.paths import Path, at, is_path, replaced
 from manual_bp.sharding import (
     axes_of,
     beside,
-    matmul,
+    by_rows,
     over_parts,
     reshape,
     sharded_like,
@@ -214,7 +214,7 @@ class LinearCrossEntropy(Loss):
             prediction: h, (..., F).
         """
         self._check_params(params, prediction)
-        z = matmul(prediction, params.W.T)
+        z = by_rows(prediction, params.W)
         return self._capped(z + beside(params.b, z) if self.bias else z)
 
     def counts(self, prediction: jax.Array, target: jax.Array) -> jax.Array | None:
