@@ -40,15 +40,15 @@ def run(report: Report, *, families: list[str] | None = None) -> None:
     rows = [row for row in every_row() if not families or row.family in families]
     chosen = [f"--family={row.family}" for row in rows] if families else []
     with ExitStack() as stack:
-        eight = stack.enter_context(_worker("eight devices", chosen))
+        eight = stack.enter_context(worker_of("eight devices", chosen))
         _on_one_device(report, rows)
         port = f"--port={_free_port()}"
-        first = stack.enter_context(_worker("the first of two processes", [port, *chosen]))
+        first = stack.enter_context(worker_of("the first of two processes", [port, *chosen]))
         second = ["--process=1", port, *chosen]
-        other = stack.enter_context(_worker("the second of two processes", second))
+        other = stack.enter_context(worker_of("the second of two processes", second))
         total = len(rows) * len(ON_MORE)
         with report.working("interop on devices", total) as advance:
-            _gather(report, [eight, first, other], advance)
+            gather(report, [eight, first, other], advance)
 
 
 def _on_one_device(report: Report, rows: list[Row]) -> None:
@@ -88,7 +88,8 @@ class Worker:
 
 
 @contextmanager
-def _worker(name: str, arguments: list[str]) -> Iterator[Worker]:
+def worker_of(name: str, arguments: list[str]) -> Iterator[Worker]:
+    """A worker with these arguments, ended when the context is."""
     with (
         tempfile.NamedTemporaryFile("w+") as out,
         tempfile.NamedTemporaryFile("w+") as errors,
@@ -107,7 +108,7 @@ def _worker(name: str, arguments: list[str]) -> Iterator[Worker]:
             process.wait()
 
 
-def _gather(report: Report, workers: list[Worker], advance: Callable[..., None]) -> None:
+def gather(report: Report, workers: list[Worker], advance: Callable[..., None]) -> None:
     """Take down what workers find, until all have ended."""
     running = list(workers)
     while running:

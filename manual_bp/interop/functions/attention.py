@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from manual_bp.activation import check_number
 from manual_bp.interop.attaching import attached
 from manual_bp.layer import Tree
 from manual_bp.layers import _attention, _blocked_attention
@@ -64,6 +65,10 @@ def attention(
     """
     q, k, v = (jnp.asarray(each) for each in (q, k, v))
     _check(q, k, v, mask, key_mask, window, causal, block)
+    for name, number in (("scale", scale), ("soft_cap", soft_cap)):
+        if number is not None:
+            wanted = "a positive number"
+            check_number(f"attention: {name}", number, wanted, lambda number: number > 0)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     how = How(scale, soft_cap, causal, window)
     mask, key_mask = (None if each is None else jnp.asarray(each) for each in (mask, key_mask))
