@@ -38,6 +38,7 @@ Source  Bengio, Ducharme, Vincent & Jauvin (2003), A neural probabilistic langua
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -139,8 +140,9 @@ class Embedding(Layer):
             reshape(tokens, (tokens.size,), *examples),
             reshape(dout.astype(wide), (tokens.size, self.features), *(*examples, features)[-2:]),
         )
-        # A sum, as dW is: so what devices find of their tokens travels with what they find of dW.
-        dW += jnp.where(exist(tokens, self.vocabulary), 0, jnp.nan).astype(wide).sum()
+        # A sum, as dW is: on a mesh, what devices find of their tokens travels with dW.
+        whole = exist(tokens, self.vocabulary).all(range(1, tokens.ndim)).sum(dtype=wide)
+        dW = jnp.where(whole == math.prod(tokens.shape[:1]), dW, jnp.nan)  # m, or 1 of no axes
         return Params(sharded_like(dW.astype(params.W.dtype), params.W)), no_gradient(tokens)
 
     def _sums(self, params: tuple[()], tokens: jax.Array, errors: jax.Array) -> tuple[Any, Any]:
