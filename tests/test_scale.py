@@ -14,8 +14,8 @@ from verify.scale.collectives import Traffic, collectives, total
 from verify.scale.meshes import auto_mesh, batch, fully_sharded, replicated, tensor_parallel
 
 SECTIONS = {
-    "gradients": 24,
-    "collectives": 24,
+    "gradients": 32,
+    "collectives": 32,
     "known programs": 7,
     "sums over the batch": 19,
     "signals": 2,

@@ -11,6 +11,10 @@ On several hosts, one command on each, with that host's number, and the address 
     python -m verify.scale train --processes 2 --process-id 0 --coordinator 10.0.0.1:1234
     python -m verify.scale train --processes 2 --process-id 1 --coordinator 10.0.0.1:1234
 
+And how much the devices tell each other, beside jax.grad's:
+
+    python -m verify.scale collectives
+
 With --checkpoints DIR, which all hosts must see, the same command goes on where a killed one was.
 """
 
@@ -34,6 +38,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from verify.scale import comparison
 from verify.scale import train as training
 from verify.scale.meshes import auto_mesh
 from verify.scale.processes import end_with, run_all
@@ -47,6 +52,8 @@ AXES = ("data", "tensor")
 def main(arguments: list[str] | None = None) -> int:
     """Train; the exit status is 0 if all processes came to the end."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["collectives"]:
+        return comparison.main()
     options = _parser().parse_args(arguments)
     try:
         return _run(options, arguments)
@@ -85,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["train"])
+    parser.add_argument("what", choices=["train", "collectives"])
     where = parser.add_argument_group("layout", "which losses depend on by rounding alone")
     where.add_argument(
         "--devices",

@@ -1,7 +1,5 @@
 """What devices tell each other in a compiled program: its collectives, counted in its text.
 
-    python -m verify.scale collectives      # of networks on meshes, beside jax.grad's
-
 XLA divides a program among devices and inserts what they must exchange: all-reduce (a sum over
 devices), all-gather, reduce-scatter, all-to-all, collective-permute. `collectives` counts them in
 `compiled.as_text()` as often as they run: one in the body of a loop counts once for each turn,
@@ -15,18 +13,8 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-from rich.console import Console
-from rich.table import Table
-
-import manual_bp as mbp
-from manual_bp.layer import Layer, Loss
-from verify.scale.meshes import auto_mesh, batch, fully_sharded, replicated, tensor_parallel
+from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "token": 0} | {
@@ -103,110 +91,6 @@ def total(found: dict[str, Traffic]) -> Traffic:
     )
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network, its loss, and the shapes of a batch."""
-
-    name: str
-    network: Layer
-    loss: Loss
-    x: jax.ShapeDtypeStruct
-    y: jax.ShapeDtypeStruct
-
-    @property
-    def params(self) -> Any:
-        """Their shapes."""
-        return jax.eval_shape(self.network.init, jax.random.key(0), self.x)
-
-    def by_hand(self, params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        """The loss and its gradient, by manual_value_and_grads."""
-        return mbp.manual_value_and_grads(params, x, y, network=self.network, loss=self.loss)
-
-    def by_autodiff(self, params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        """The same by jax.grad of the network's forward and the mean of the loss's values."""
-
-        def mean(params: Any) -> jax.Array:
-            prediction, _ = self.network.forward(params, x)
-            return self.loss.value(prediction, y).mean()
-
-        return jax.value_and_grad(mean)(params)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A mesh of 8 devices, and where parameters lie on it."""
-
-    name: str
-    axes: tuple[tuple[str, int], ...]
-    place: Callable[[Any, Any], Any]
-
-    def compiled(self, step: Callable[..., Any], case: Case) -> Any:
-        """A step's program on the mesh, gradients where their parameters are."""
-        mesh = auto_mesh(**dict(self.axes))
-        places, examples, params = self.place(case.params, mesh), batch(mesh), case.params
-        given, found = (places, examples, examples), (replicated(0, mesh), places)
-        program = jax.jit(step, in_shardings=given, out_shardings=found)
-        return program.lower(params, case.x, case.y).compile()
-
-
-LAYOUTS = (
-    Layout("data", (("data", 8),), replicated),
-    Layout("tensor", (("model", 8),), tensor_parallel),
-    Layout("data × tensor", (("data", 4), ("model", 2)), tensor_parallel),
-    Layout("fully sharded", (("data", 8),), fully_sharded),
-)
-
-
-def cases() -> tuple[Case, ...]:
-    """A network of each kind, small enough to compile in seconds."""
-    numbers, tokens = jnp.float32, jnp.int32
-    shape = jax.ShapeDtypeStruct
-    images, texts = shape((32, 8, 8, 3), numbers), shape((32, 16), tokens)
-    classes, loss = shape((32,), tokens), mbp.SoftmaxCrossEntropy()
-    return (
-        Case("MLP", mbp.mlp([64, 128, 128, 16]), loss, shape((32, 64), numbers), classes),
-        Case("ResNet", mbp.resnet(classes=8, widths=(8, 16)), loss, images, classes),
-        Case("GPT", mbp.gpt(128, context=16, width=64, heads=8), loss, texts, texts),
-    )
-
-
-class Comparison(NamedTuple):
-    """The collectives of our program and of autodiff's."""
-
-    case: Case
-    layout: Layout
-    ours: Traffic
-    theirs: Traffic
-
-
-def comparisons() -> Iterator[Comparison]:
-    """Every network on every mesh."""
-    for case in cases():
-        for layout in LAYOUTS:
-            texts = (
-                layout.compiled(step, case).as_text() for step in (case.by_hand, case.by_autodiff)
-            )
-            yield Comparison(case, layout, *(total(collectives(text)) for text in texts))
-
-
-def main() -> int:
-    """Print a table of them; 0, or 1 if ours has more collectives than jax.grad's anywhere."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
-    table = Table(title="Collectives of one value and gradient, on 8 devices: number, KiB")
-    for name in ("network", "mesh"):
-        table.add_column(name)
-    for name in ("by hand", "KiB", "jax.grad", "KiB"):
-        table.add_column(name, justify="right")
-    more = False
-    for case, layout, ours, theirs in comparisons():
-        figures = [f"{each:,}" for side in (ours, theirs) for each in (side.count, side.kib)]
-        table.add_row(case.name, layout.name, *figures)
-        more |= ours.count > theirs.count
-    Console().print(table)
-    return int(more)
-
-
 def parsed(text: str) -> tuple[dict[str, Computation], str]:
     """The program's computations by name, and the name of the one it begins with."""
     computations, entry = {}, ""
@@ -242,7 +126,3 @@ def size_of(result: str) -> int:
         for kind, shape in ARRAY.findall(result)
     )
     return -(-bits // 8)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
