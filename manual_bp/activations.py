@@ -82,6 +82,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import Activation, Gated, check_number, glorot, lecun
 from manual_bp.layer import Tree
+from manual_bp.sharding import sharded_like
 
 
 def _exp_below(z: jax.Array) -> jax.Array:
@@ -162,6 +163,7 @@ class LeakyRelu(Gated):
         return z >= 0
 
     def scale(self, kept: Tree, dout: jax.Array) -> jax.Array:
+        dout = sharded_like(dout, kept)
         return jnp.where(kept, dout, self.slope * dout)
 
 

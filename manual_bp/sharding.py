@@ -14,6 +14,7 @@ what is left to do is to bring the sum to the parameter's place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,12 @@ def axes_of(x: Any) -> tuple[Any, ...]:
     return tuple(jax.typeof(x).sharding.spec)
 
 
+def together(*axes: Any) -> tuple[str, ...]:
+    """The mesh axes of several such entries as one: for an axis divided along all of them."""
+    named = [each if isinstance(each, tuple) else (each,) for each in axes if each is not None]
+    return tuple(dict.fromkeys(name for names in named for name in names))
+
+
 def along(
     x: Any, *axes: Any, shape: tuple[int, ...] | None = None
 ) -> jax.sharding.NamedSharding | None:
@@ -86,7 +93,8 @@ def along(
     Args:
         x: an array, or several: the first one on a mesh with Explicit axes says which mesh.
         axes: for each axis of the result as `axes_of` has them.
-        shape: of the result; a size that isn't a multiple of its devices isn't divided.
+        shape: of the result; mesh axes of which a size isn't a multiple don't divide it, the last
+            ones of an entry first.
 
     Returns:
         The sharding, or None where x's mesh has no Explicit axes: for `out_sharding=`.
@@ -98,13 +106,9 @@ def along(
     used: set[str] = set()
     found = []
     for number, names in enumerate(axes):
-        names = () if names is None else names if isinstance(names, tuple) else (names,)
-        names = tuple(name for name in names if name not in used)
-        parts = 1
-        for name in names:
-            parts *= mesh.shape[name]
-        if shape is not None and shape[number] % parts:
-            names = ()
+        names = tuple(name for name in together(names) if name not in used)
+        while shape is not None and shape[number] % math.prod(mesh.shape[each] for each in names):
+            names = names[:-1]
         used.update(names)
         found.append(names[0] if len(names) == 1 else names or None)
     return jax.sharding.NamedSharding(mesh, P(*found))
@@ -173,8 +177,8 @@ def beside(param: Any, x: Any) -> Any:
 
 
 def divided(x: Any, *axes: Any) -> Any:
-    """x divided along these mesh axes, one entry for each of its axes as `axes_of` has them."""
-    return _moved(x, along(x, *axes))
+    """x divided along these mesh axes, an entry for each axis of x, as far as its shape allows."""
+    return _moved(x, along(x, *axes, shape=x.shape))
 
 
 def undivided(x: Any, *whole: int) -> Any:
@@ -241,10 +245,9 @@ def over_parts(
         (sums, results).
     """
     names = axes_of(rows[0])[0]
-    out = along(rows[0], names)
-    if out is None or names is None:
+    out, axes = along(rows[0], names), together(names)
+    if out is None or not axes:
         return function(params, *rows)
-    axes = names if isinstance(names, tuple) else (names,)
 
     def local(params: Tree, *rows: Any) -> tuple[Tree, Tree]:
         sums, results = function(params, *rows)

@@ -146,12 +146,13 @@ def local_gradients(every: list[Rule], sampled: list[Rule]) -> None:
         for rule in every:
             args = drawn(rule)
             specs = of_examples(rule, args)
-            devices = {"mesh": AUTO, "in_specs": specs, "out_specs": P("data"), "check_vma": check}
 
             def local(*args: Any, rule: Rule = rule) -> Any:
                 return {name: each[None] for name, each in numbers(rule.manual(*args)).items()}
 
-            mapped = jax.shard_map(local, **devices)
+            mapped = jax.shard_map(
+                local, mesh=AUTO, in_specs=specs, out_specs=P("data"), check_vma=check
+            )
             try:
                 jax.eval_shape(mapped, *args)
             except Exception as error:
@@ -163,9 +164,7 @@ def local_gradients(every: list[Rule], sampled: list[Rule]) -> None:
             if id(rule) in run and alone:
                 given.append(args)
                 chosen.append((rule, mapped))
-        found = jax.jit(
-            lambda given, c=chosen: [f(*a) for (_, f), a in zip(c, given, strict=True)]
-        )(given)
+        found = jax.jit(lambda given, c=chosen: [f(*a) for (_, f), a in zip(c, given)])(given)
         for (rule, _), args, each in zip(chosen, given, found, strict=True):
             expected = trace(rule.manual, *args).run(args, BOUNDS)
             whole = {name: assembled(np.asarray(each[name]), expected[name]) for name in each}

@@ -113,6 +113,7 @@ class Parallel(Combinator):
         if self.combine == "sum":
             return [dout] * len(sizes)
         if self.combine == "concatenate":
+            dout = undivided(dout, -1)
             starts = [sum(sizes[:index]) for index in range(len(sizes))]
             return [dout[..., at : at + n] for at, n in zip(starts, sizes, strict=True)]
         outs = residuals.outs

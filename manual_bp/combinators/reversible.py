@@ -48,7 +48,7 @@ from manual_bp.combinators._steps import (
     scannable,
 )
 from manual_bp.layer import NESTED, Combinator, Layer, Tree, Visit, output_shape, within
-from manual_bp.sharding import sharded_like
+from manual_bp.sharding import sharded_like, undivided
 
 
 class Residuals(NamedTuple):
@@ -180,6 +180,7 @@ class Reversible(Combinator):
 
 def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     half = x.shape[-1] // 2
+    x = undivided(x, -1)
     return x[..., :half], x[..., half:]
 
 

@@ -43,6 +43,7 @@ class Residuals(NamedTuple):
     """along: how the windows lie along each space axis; axes: of a mesh, which divide x. No array
     is kept.
     """
+    """along: how the windows lie along each space axis; axes: of a mesh, those that divide x."""
 
     along: Static
     axes: Static
@@ -106,7 +107,7 @@ class AvgPool(Layer):
         self, params: Any, residuals: Residuals, dout: jax.Array
     ) -> tuple[tuple[()], jax.Array]:
         every = residuals.along.value
-        g = dout.astype(accumulation_dtype(dout))
+        g = undivided(dout, *(along.axis for along in every)).astype(accumulation_dtype(dout))
         g = g / self._counts(every, g)
         for along in every:
             g = _to_places(g, along)

@@ -137,7 +137,10 @@ class LinearRecurrence(Recurrent):
     ) -> tuple[Params, jax.Array, dict[str, Tree]]:
         x, real, h, first, _ = residuals
         a, rest, s = _weights(whole(params), x)
-        stays, dout = self._stays(a, real), self._in_order(time_first(dout)).astype(h.dtype)
+        stays, dout = (
+            self._stays(a, real),
+            self._in_order(time_first(sharded_like(dout, x))).astype(h.dtype),
+        )
         dh = _accumulated(_at(slice(None, 0, -1), stays), dout[::-1])[::-1]
         dstate = _at(0, stays) * dh[0]
         du = where_real(None if real is None else self._in_order(real), dh, jnp.zeros_like(dh))

@@ -116,8 +116,9 @@ class MaxPool(Layer):
     def backward(
         self, params: Any, residuals: Residuals, dout: jax.Array
     ) -> tuple[tuple[()], jax.Array]:
-        dx = dout.astype(accumulation_dtype(dout))
-        for won, along in zip(residuals.won, residuals.along.value, strict=True):
+        every = residuals.along.value
+        dx = undivided(dout, *(along.axis for along in every)).astype(accumulation_dtype(dout))
+        for won, along in zip(residuals.won, every, strict=True):
             dx = _to_winners(dx, won, along)
         return (), divided(dx.astype(dout.dtype), *residuals.axes.value)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating, check_number
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
-from manual_bp.sharding import beside
+from manual_bp.sharding import beside, sharded_like
 
 
 class Params(NamedTuple):
@@ -82,6 +82,7 @@ class PReLU(Layer):
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
         x, s = residuals.x, params.slope
+        dout = sharded_like(dout, x)
         wide = accumulation_dtype(dout, x)
         below = jnp.where(x >= 0, 0, dout.astype(wide) * x.astype(wide))
         ds = sum_over_examples(below, s.ndim, like=s)

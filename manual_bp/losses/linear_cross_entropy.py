@@ -62,9 +62,12 @@ from manual_bp.sharding import (
     axes_of,
     beside,
     by_rows,
+    divided,
+    matmul,
     over_parts,
     reshape,
     sharded_like,
+    together,
     whole,
     zeros,
 )
@@ -230,11 +233,14 @@ class LinearCrossEntropy(Loss):
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
         h, target, w, valid, counts = self._in_a_row(prediction, target, weights.astype(dtype))
+        # Each device of those that divide the predictions or W takes predictions of its own.
+        every = together(axes_of(h)[0], *axes_of(params.W))
+        h = divided(h, every, None)
         dparams, (dh, values) = over_parts(self._in_chunks, whole(params), h, target, w)
         dparams = jax.tree.map(
             lambda total, leaf: sharded_like(total.astype(leaf.dtype), leaf), dparams, params
         )
-        values = jnp.where(valid, values, jnp.nan)
+        values = jnp.where(valid, sharded_like(values, valid), jnp.nan)
         if counts is not None:
             values = jnp.where(counts, values, 0)
         dh = reshape(dh.astype(prediction.dtype), prediction.shape, *axes_of(prediction))
@@ -266,6 +272,7 @@ class LinearCrossEntropy(Loss):
         dW = Σ dz hᵀ: what each prediction adds to it.
         """
         self._check_params(params, prediction)
+        params = whole(params)
         weights = weights.astype(accumulation_dtype(prediction, params.W))
         h, target, w, _, _ = self._in_a_row(prediction, target, weights)
         z, top, total, log_Z = self._normalised(params, h, w.dtype)
