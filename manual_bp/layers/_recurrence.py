@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Tree, check_taken
-from manual_bp.sharding import as_carry, axes_of, sharded_like, undivided
+from manual_bp.sharding import as_carry, axes_of, divided, sharded_like, undivided
 
 
 class Recurrent(Layer):
@@ -168,7 +168,7 @@ def real_steps(layer: Recurrent, x: Any, taken: dict[str, Any]) -> jax.Array | N
             f"{layer!r}: mask has shape {tuple(mask.shape)}, expected {tuple(x.shape[:2])}, one "
             f"for each step of x {tuple(x.shape)}.{advice}"
         )
-    return jnp.swapaxes(undivided(mask, 1), 0, 1)[..., None]
+    return jnp.swapaxes(divided(mask, axes_of(x)[0], None), 0, 1)[..., None]
 
 
 def first_state(

@@ -212,7 +212,8 @@ class GRU(Recurrent):
             dq = jnp.concatenate([dp_r, dp_z, dq_n], axis=-1).astype(before.dtype)
             return where_real(real, sigmoid.value(of_z) * dh + dq @ U, dh), dp
 
-        each = (time_first(dout), before, arguments, real)
+        dout = sharded_like(time_first(dout), before)
+        each = (dout, before, arguments, real)
         dh, dp = jax.lax.scan(step, jnp.zeros_like(final), each, reverse=not self.reverse)
         r = sigmoid.value(arguments[0].astype(dh.dtype)).astype(dp.dtype)
         dq_n = dp[..., 2 * self.features :] * r  # again, which takes less memory than to keep it

@@ -75,6 +75,7 @@ from manual_bp.layers._recurrence import (
     where_real,
 )
 from manual_bp.sharding import by_rows, whole
+from manual_bp.sharding import matmul, sharded_like, whole
 
 
 class Params(NamedTuple):
@@ -225,7 +226,8 @@ class LSTM(Recurrent):
             return where_real(real, State(dz @ U, dc * f), State(dh, dstate.c)), dz
 
         at_end = jax.tree.map(jnp.zeros_like, residuals.final)
-        each = (time_first(dout), residuals.before.c, residuals.z, residuals.real)
+        dout = sharded_like(time_first(dout), residuals.before.h)
+        each = (dout, residuals.before.c, residuals.z, residuals.real)
         dstate, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
         return dz, dstate
 

@@ -63,6 +63,7 @@ from manual_bp.layers._recurrence import (
     where_real,
 )
 from manual_bp.sharding import by_rows, whole
+from manual_bp.sharding import matmul, sharded_like, whole
 
 
 class Params(NamedTuple):
@@ -183,7 +184,8 @@ class RNN(Recurrent):
             return where_real(real, dz @ U, dh), dz
 
         at_end = jnp.zeros_like(residuals.final)
-        each = (time_first(dout), residuals.kept, residuals.real)
+        dout = sharded_like(time_first(dout), residuals.before)
+        each = (dout, residuals.kept, residuals.real)
         dh, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
         return dz, dh
 
