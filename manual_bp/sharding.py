@@ -10,6 +10,18 @@ Three kinds of meshes meet the same formulas:
 
 A gradient is of its parameter's type. So where an error is summed over examples that are divided,
 what is left to do is to bring the sum to the parameter's place.
+
+On a mesh with Explicit axes the layers keep to this:
+
+    out = x Wᵀ   along its leading axes as x, along its last as the rows of W
+    dW           as W is, whatever was summed
+    dx           as x is; dout is expected as out is
+    b, γ, β      moved to where the axis is that they are added to or multiplied with
+
+A mesh axis divides an array but once. So if x's examples and W are divided along the same one, as
+fully sharded parameters are, out is divided by examples, and W is gathered. What runs along an
+axis, a scan along time or steps, a window along space, softmax along keys, has it whole on each
+device.
 """
 
 from __future__ import annotations
@@ -98,6 +110,14 @@ def along(
 
     Returns:
         The sharding, or None where x's mesh has no Explicit axes: for `out_sharding=`.
+
+    Example:
+        >>> mesh = jax.make_mesh((1, 1), ("data", "tensor"))
+        >>> with jax.set_mesh(mesh):
+        ...     tuple(along(jnp.ones((2, 3)), "data", ("data", "tensor")).spec)
+        ('data', 'tensor')
+        >>> along(jnp.ones((2, 3)), "data", None) is None
+        True
     """
     meshes = (jax.typeof(each).sharding.mesh for each in (x if isinstance(x, tuple) else (x,)))
     mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)

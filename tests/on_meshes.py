@@ -196,6 +196,27 @@ def local_gradients(every: list[Rule], sampled: list[Rule], *, check: bool) -> N
         judge(f"shard_map, check_vma={check}, {rule}", whole, expected)
 
 
+def states_made_inside() -> None:
+    """A state that doesn't vary beside an x that does, as zeros made inside shard_map don't."""
+    x = jnp.ones((8, 3, 2))
+    for kind in (mbp.RNN, mbp.GRU, mbp.LSTM, mbp.LinearRecurrence):
+        layer = kind(stateful=True) if kind is mbp.LinearRecurrence else kind(2, stateful=True)
+
+        def local(x: Any, layer: Any = layer) -> Any:
+            params = layer.init(jax.random.key(0), x)
+            like = layer.forward(params, jnp.ones(x.shape), state=None)[1].final
+            state = jax.tree.map(jnp.ones_like, like)
+            out, residuals = layer.forward(params, x, state=state)
+            return layer.backward(params, residuals, out)[1]
+
+        try:
+            jax.eval_shape(
+                jax.shard_map(local, mesh=AUTO, in_specs=P("data"), out_specs=P("data")), x
+            )
+        except Exception as error:
+            print(f"{layer!r}, a state made inside: {error}")
+
+
 def assembled(each: np.ndarray, expected: Any) -> np.ndarray:
     """One array of the devices' (4, ...): the sum, or rows beside each other."""
     shape = expected.value.shape
@@ -317,5 +338,6 @@ if __name__ == "__main__":
     local_gradients(every, sampled, check=True)
     few = [rule for rule in sampled if rule.family in ALONE]
     local_gradients(every, few, check=False)
+    states_made_inside()
     divided_params()
     print(f"judged {len(every)} rules")

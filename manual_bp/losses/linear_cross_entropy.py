@@ -29,6 +29,9 @@ backward half goes through blocks of classes, so that dz and the block's share o
 to dW in place, are small too. The plain derivation is `Dense(C)` below `SoftmaxCrossEntropy()`: the
 same loss and gradients, with all N C logits held twice.
 
+On a mesh with Explicit axes each device runs the loop over predictions of its own, divided along
+the axes that divide them or W; W is gathered, and the devices' dW are added once, after the loop.
+
 A prediction of the ignored class has value and error 0 and doesn't count; a class outside
 0 ... C-1 has value and error NaN.
 
