@@ -3,7 +3,7 @@
 | equinox.nn | here | what moves |
 |---|---|---|
 | Linear | Dense | weight (n_out, n_in) = W |
-| Conv1d, Conv2d, Conv3d | Conv | weight (O, C / groups, *kernel), OIHW, from HWIO; bias (O, 1, ...) |
+| Conv1d, Conv2d, Conv3d | Conv | weight (O, C / groups, *kernel), OIHW of HWIO; bias (O, 1, ..) |
 | Embedding | Embedding | weight = W |
 | LayerNorm, GroupNorm | the same | weight = scale, bias = shift |
 | RMSNorm without bias | RMSNorm | weight = scale |
