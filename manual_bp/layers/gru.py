@@ -160,11 +160,8 @@ class GRU(Recurrent):
             before = h.astype(dtype)
             p_r, p_z, p_n = jnp.split((Wx + b).astype(h.dtype), 3, axis=-1)
             q_r, q_z, q_n = jnp.split((before @ U.T).astype(h.dtype), 3, axis=-1)
-            of_r, of_z, v = p_r + q_r, p_z + q_z, q_n + c
-            of_n = p_n + sigmoid.value(of_r) * v
-            n, z = tanh.value(of_n), sigmoid.value(of_z)
-            h_next = n + z * (h - n)
-            arguments = [each.astype(dtype) for each in (of_r, of_z, of_n, v)]
+            h_next, arguments = through_gates((p_r, p_z, p_n), (q_r, q_z, q_n + c), h)
+            arguments = [each.astype(dtype) for each in arguments]
             return where_real(real, h_next, h), (before, arguments)
 
         begin = first.astype(like.dtype)
@@ -201,16 +198,13 @@ class GRU(Recurrent):
 
         def step(dh: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             dout, before, arguments, real = at
-            of_r, of_z, of_n, v = (each.astype(dh.dtype) for each in arguments)
             dh = dh + dout
-            dp_z = dh * (before - tanh.value(of_n)) * sigmoid.derivative(of_z)
-            dp_n = dh * sigmoid.value(-of_z) * tanh.derivative(of_n)  # 1 - z is σ(-of_z)
-            dp_r = dp_n * v * sigmoid.derivative(of_r)
+            arguments = [each.astype(dh.dtype) for each in arguments]
+            (dp_r, dp_z, dp_n), dq_n, passed_on = errors_of_gates(arguments, before, dh)
             dp = jnp.concatenate([dp_r, dp_z, dp_n], axis=-1).astype(before.dtype)
             dp = where_real(real, dp, jnp.zeros_like(dp))
-            dq_n = dp_n * sigmoid.value(of_r)
             dq = jnp.concatenate([dp_r, dp_z, dq_n], axis=-1).astype(before.dtype)
-            return where_real(real, sigmoid.value(of_z) * dh + dq @ U, dh), dp
+            return where_real(real, passed_on + dq @ U, dh), dp
 
         dout = sharded_like(time_first(dout), before)
         each = (dout, before, arguments, real)
@@ -226,3 +220,35 @@ class GRU(Recurrent):
         shapes = {"W": (3 * n, x.shape[-1]), "U": (3 * n, n), "b": (3 * n,), "c": (n,)}
         check_params(self, Params, params, shapes)
         return real_steps(self, x, taken)
+
+
+def through_gates(p: Any, q: Any, h: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """h_t, and the arguments of r, z and n, and v.
+
+    Args:
+        p: (p_r, p_z, p_n).
+        q: (q_r, q_z, v).
+        h: h_{t-1}.
+    """
+    (p_r, p_z, p_n), (q_r, q_z, v) = p, q
+    of_r, of_z = p_r + q_r, p_z + q_z
+    of_n = p_n + sigmoid.value(of_r) * v
+    n, z = tanh.value(of_n), sigmoid.value(of_z)
+    return n + z * (h - n), [of_r, of_z, of_n, v]
+
+
+def errors_of_gates(
+    arguments: list[jax.Array], before: jax.Array, dh: jax.Array
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """dp_t in its three parts, dq_n, and z ⊙ dh_t, what h_{t-1} gets beside Uᵀ dq_t.
+
+    Args:
+        arguments: as `through_gates` returned them.
+        before: h_{t-1}.
+        dh: dh_t.
+    """
+    of_r, of_z, of_n, v = arguments
+    dp_z = dh * (before - tanh.value(of_n)) * sigmoid.derivative(of_z)
+    dp_n = dh * sigmoid.value(-of_z) * tanh.derivative(of_n)  # 1 - z is σ(-of_z)
+    dp_r = dp_n * v * sigmoid.derivative(of_r)
+    return [dp_r, dp_z, dp_n], dp_n * sigmoid.value(of_r), sigmoid.value(of_z) * dh

@@ -169,15 +169,7 @@ class LSTM(Recurrent):
             h, c = state
             # b is added here: to add it to Wx would be another pass over all steps
             z = jnp.split(Wx + h @ U.T + b, 4, axis=-1)
-            z_i, z_f, z_g, z_o = _wide(z)
-            i, f, g, o = (
-                sigmoid.value(z_i),
-                sigmoid.value(z_f),
-                tanh.value(z_g),
-                sigmoid.value(z_o),
-            )
-            c_next = f * c + i * g
-            h_next = o * tanh.value(c_next)
+            h_next, c_next = through_gates(z, c)
             after = State(h_next.astype(h.dtype), c_next)
             return where_real(real, after, state), (state, z)
 
@@ -207,23 +199,11 @@ class LSTM(Recurrent):
 
         def step(dstate: State, at: Any) -> tuple[State, Any]:
             dout, c, z, real = at
-            z_i, z_f, z_g, z_o = _wide(z)
-            i, f, g, o = (
-                sigmoid.value(z_i),
-                sigmoid.value(z_f),
-                tanh.value(z_g),
-                sigmoid.value(z_o),
-            )
-            c_next = f * c + i * g
             dh = dstate.h + dout
-            dc = dstate.c + dh * o * tanh.derivative(c_next)
-            dz_i = dc * g * sigmoid.derivative(z_i)
-            dz_f = dc * c * sigmoid.derivative(z_f)
-            dz_g = dc * i * tanh.derivative(z_g)
-            dz_o = dh * tanh.value(c_next) * sigmoid.derivative(z_o)
-            dz = jnp.concatenate([dz_i, dz_f, dz_g, dz_o], axis=-1).astype(z[0].dtype)
+            dz, dc = errors_of_gates(z, c, dh, dstate.c)
+            dz = jnp.concatenate(dz, axis=-1).astype(z[0].dtype)
             dz = where_real(real, dz, jnp.zeros_like(dz))
-            return where_real(real, State(dz @ U, dc * f), State(dh, dstate.c)), dz
+            return where_real(real, State(dz @ U, dc), State(dh, dstate.c)), dz
 
         at_end = jax.tree.map(jnp.zeros_like, residuals.final)
         dout = sharded_like(time_first(dout), residuals.before.h)
@@ -255,6 +235,35 @@ class LSTM(Recurrent):
         shapes = {"W": (4 * n, x.shape[-1]), "U": (4 * n, n), "b": (4 * n,)}
         check_params(self, Params, params, shapes)
         return real_steps(self, x, taken)
+
+
+def through_gates(z: list[jax.Array], c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """h_t and c_t of z_t, in its four parts, and c_{t-1}."""
+    z_i, z_f, z_g, z_o = _wide(z)
+    i, f, g, o = sigmoid.value(z_i), sigmoid.value(z_f), tanh.value(z_g), sigmoid.value(z_o)
+    c_next = f * c + i * g
+    return o * tanh.value(c_next), c_next
+
+
+def errors_of_gates(
+    z: list[jax.Array], c: jax.Array, dh: jax.Array, dc_next: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """dz_t in its four parts, and f ⊙ dc_t, from dh_t and the next step's f ⊙ dc.
+
+    Args:
+        z, c: z_t and c_{t-1}, as `through_gates` had them.
+        dh: dh_t, from above and from the next step.
+        dc_next: f_{t+1} ⊙ dc_{t+1}.
+    """
+    z_i, z_f, z_g, z_o = _wide(z)
+    i, f, g, o = sigmoid.value(z_i), sigmoid.value(z_f), tanh.value(z_g), sigmoid.value(z_o)
+    c_next = f * c + i * g
+    dc = dc_next + dh * o * tanh.derivative(c_next)
+    dz_i = dc * g * sigmoid.derivative(z_i)
+    dz_f = dc * c * sigmoid.derivative(z_f)
+    dz_g = dc * i * tanh.derivative(z_g)
+    dz_o = dh * tanh.value(c_next) * sigmoid.derivative(z_o)
+    return [dz_i, dz_f, dz_g, dz_o], dc * f
 
 
 def _wide(z: list[jax.Array]) -> list[jax.Array]:

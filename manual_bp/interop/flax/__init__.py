@@ -37,5 +37,40 @@ except ImportError as error:
         "pip install 'manual_bp[interop]', or pip install flax."
     ) from error
 
+from manual_bp.interop.flax.activations import celu as celu
+from manual_bp.interop.flax.activations import elu as elu
+from manual_bp.interop.flax.activations import gelu as gelu
+from manual_bp.interop.flax.activations import hard_sigmoid as hard_sigmoid
+from manual_bp.interop.flax.activations import hard_silu as hard_silu
+from manual_bp.interop.flax.activations import hard_swish as hard_swish
+from manual_bp.interop.flax.activations import hard_tanh as hard_tanh
+from manual_bp.interop.flax.activations import leaky_relu as leaky_relu
+from manual_bp.interop.flax.activations import log_sigmoid as log_sigmoid
+from manual_bp.interop.flax.activations import log_softmax as log_softmax
+from manual_bp.interop.flax.activations import relu as relu
+from manual_bp.interop.flax.activations import relu6 as relu6
+from manual_bp.interop.flax.activations import selu as selu
+from manual_bp.interop.flax.activations import sigmoid as sigmoid
+from manual_bp.interop.flax.activations import silu as silu
+from manual_bp.interop.flax.activations import soft_sign as soft_sign
+from manual_bp.interop.flax.activations import softmax as softmax
+from manual_bp.interop.flax.activations import softplus as softplus
+from manual_bp.interop.flax.activations import swish as swish
+from manual_bp.interop.flax.activations import tanh as tanh
+from manual_bp.interop.flax.attention import MultiHeadAttention as MultiHeadAttention
+from manual_bp.interop.flax.attention import dot_product_attention as dot_product_attention
 from manual_bp.interop.flax.convert import from_module as from_module
 from manual_bp.interop.flax.convert import to_module as to_module
+from manual_bp.interop.flax.linear import Conv as Conv
+from manual_bp.interop.flax.linear import Embed as Embed
+from manual_bp.interop.flax.linear import Linear as Linear
+from manual_bp.interop.flax.linear import LinearGeneral as LinearGeneral
+from manual_bp.interop.flax.norms import BatchNorm as BatchNorm
+from manual_bp.interop.flax.norms import GroupNorm as GroupNorm
+from manual_bp.interop.flax.norms import LayerNorm as LayerNorm
+from manual_bp.interop.flax.norms import RMSNorm as RMSNorm
+from manual_bp.interop.flax.recurrent import RNN as RNN
+from manual_bp.interop.flax.recurrent import GRUCell as GRUCell
+from manual_bp.interop.flax.recurrent import LSTMCell as LSTMCell
+from manual_bp.interop.flax.recurrent import OptimizedLSTMCell as OptimizedLSTMCell
+from manual_bp.interop.flax.recurrent import SimpleCell as SimpleCell

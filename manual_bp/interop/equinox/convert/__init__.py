@@ -31,10 +31,10 @@ import equinox as eqx
 
 from manual_bp.activations import identity
 from manual_bp.combinators.sequential import Sequential, sequential
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.equinox.convert import _feedforward, _norms, _sequences
 from manual_bp.interop.equinox.convert._common import for_layer, made, of_module
 from manual_bp.interop.equinox.names import ACTIVATIONS, FUNCTIONS
+from manual_bp.interop.settings import Converted
 from manual_bp.layer import Layer, Tree
 from manual_bp.layers import (
     batch_norm,

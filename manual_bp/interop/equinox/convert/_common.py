@@ -7,16 +7,16 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from manual_bp.interop.carrying import Settings
+from manual_bp.interop.settings import Settings, carried
 from manual_bp.layer import Layer
 
 
 def of_module(module: Any) -> Settings:
-    return Settings(f"equinox's {type(module).__name__}", "a layer of manual_bp")
+    return carried(f"equinox's {type(module).__name__}", "a layer of manual_bp")
 
 
 def for_layer(layer: Layer) -> Settings:
-    return Settings(repr(layer), "a module of equinox")
+    return carried(repr(layer), "a module of equinox")
 
 
 def value(array: Any) -> Any:

@@ -8,8 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from manual_bp import activations
-from manual_bp.interop.carrying import Converted, as_sizes, shortest
 from manual_bp.interop.equinox.convert._common import filled, for_layer, made, of_module, value
+from manual_bp.interop.settings import Converted, as_sizes, shortest
 from manual_bp.layers import conv, dense, embedding
 
 

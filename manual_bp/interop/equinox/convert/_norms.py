@@ -7,8 +7,8 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.equinox.convert._common import for_layer, of_module
+from manual_bp.interop.settings import Converted
 from manual_bp.layers import batch_norm, group_norm, layer_norm, rms_norm
 
 MANY = 2**30

@@ -7,9 +7,9 @@ from typing import Any
 
 import equinox as eqx
 
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.equinox.convert._common import filled, for_layer, made, of_module
 from manual_bp.interop.equinox.convert._feedforward import linear_of_params, params_of_linear
+from manual_bp.interop.settings import Converted
 from manual_bp.layers import dense, gru, lstm, multi_head_attention
 
 OVER_TIME = "A cell is one step: say it in the jax.lax.scan over it."

@@ -33,9 +33,9 @@ from typing import Any
 import flax.nnx as nnx
 
 from manual_bp.combinators.sequential import Sequential, sequential
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.flax.convert import _attention, _feedforward, _norms, _recurrent
 from manual_bp.interop.flax.names import ACTIVATIONS, FUNCTIONS
+from manual_bp.interop.settings import Converted
 from manual_bp.layer import Layer, Tree
 from manual_bp.layers import (
     batch_norm,

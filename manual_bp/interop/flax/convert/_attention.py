@@ -7,8 +7,8 @@ from typing import Any
 
 import flax.nnx as nnx
 
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.flax.convert._common import for_layer, made, of_module, value
+from manual_bp.interop.settings import Converted
 from manual_bp.layers import multi_head_attention
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import flax.nnx as nnx
 
-from manual_bp.interop.carrying import Settings
+from manual_bp.interop.settings import Settings, carried
 from manual_bp.layer import Layer
 
 
 def of_module(module: Any) -> Settings:
-    return Settings(f"flax's {type(module).__name__}", "a layer of manual_bp")
+    return carried(f"flax's {type(module).__name__}", "a layer of manual_bp")
 
 
 def for_layer(layer: Layer) -> Settings:
-    return Settings(repr(layer), "a module of flax.nnx")
+    return carried(repr(layer), "a module of flax.nnx")
 
 
 def value(variable: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import flax.nnx as nnx
 
 from manual_bp import activations
-from manual_bp.interop.carrying import Converted, as_sizes, shortest
 from manual_bp.interop.flax.convert._common import for_layer, made, of_module, value
+from manual_bp.interop.settings import Converted, as_sizes, shortest
 from manual_bp.layers import conv, dense, embedding
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import flax.nnx as nnx
 
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.flax.convert._common import for_layer, made, of_module, value
+from manual_bp.interop.settings import Converted
 from manual_bp.layers import batch_norm, group_norm, layer_norm, rms_norm
 
 

@@ -10,9 +10,9 @@ import flax.nnx as nnx
 import jax.numpy as jnp
 
 from manual_bp.interop import functions
-from manual_bp.interop.carrying import Converted
 from manual_bp.interop.flax.convert._common import for_layer, made, of_module, value
 from manual_bp.interop.flax.names import ACTIVATIONS, FUNCTIONS
+from manual_bp.interop.settings import Converted
 from manual_bp.layers import gru, lstm, rnn
 
 
