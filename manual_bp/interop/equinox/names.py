@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 
 from manual_bp import activations
@@ -55,3 +56,8 @@ ACTIVATIONS: dict[Any, Layer] = {
     functions.gelu_tanh: activations.gelu_tanh,
 }
 """The activation of each function, jax.nn's and ours."""
+
+NO_ACTIVATION = eqx.filter_eval_shape(
+    lambda: eqx.nn.MLP(1, 1, 1, 0, key=jax.random.key(0))
+).final_activation
+"""equinox's own identity, an MLP's final activation unless told otherwise: it has no name."""

@@ -117,7 +117,9 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
     Not served: dropout unless deterministic, sow_weights, out_sharding, qkv_sharding, precision.
 
     Example:
-        >>> layer = MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), decode=False)
+        >>> from flax import nnx
+        >>> import manual_bp.interop.flax as by_hand
+        >>> layer = by_hand.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), decode=False)
         >>> layer(jnp.ones((1, 5, 8)), is_causal=True).shape
         (1, 5, 8)
     """

@@ -31,7 +31,9 @@ class Linear(nnx.Linear):
     Not served: precision, dot_general, preferred_element_type, out_sharding at the call.
 
     Example:
-        >>> layer = Linear(3, 2, rngs=nnx.Rngs(0))
+        >>> from flax import nnx
+        >>> import manual_bp.interop.flax as by_hand
+        >>> layer = by_hand.Linear(3, 2, rngs=nnx.Rngs(0))
         >>> layer(jnp.ones((4, 3))).shape
         (4, 2)
     """
@@ -117,7 +119,9 @@ class Embed(nnx.Embed):
     Not served: out_sharding at the call.
 
     Example:
-        >>> table = Embed(5, 3, rngs=nnx.Rngs(0))
+        >>> from flax import nnx
+        >>> import manual_bp.interop.flax as by_hand
+        >>> table = by_hand.Embed(5, 3, rngs=nnx.Rngs(0))
         >>> table(jnp.array([[1, 4]])).shape
         (1, 2, 3)
     """

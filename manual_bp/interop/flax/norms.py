@@ -28,7 +28,9 @@ class LayerNorm(nnx.LayerNorm):
     Not served: other reduction_axes or feature_axes, axis_name, mask at the call.
 
     Example:
-        >>> LayerNorm(4, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
+        >>> from flax import nnx
+        >>> import manual_bp.interop.flax as by_hand
+        >>> by_hand.LayerNorm(4, rngs=nnx.Rngs(0))(jnp.ones((2, 4))).shape
         (2, 4)
     """
 
@@ -77,7 +79,9 @@ class BatchNorm(nnx.BatchNorm):
     Not served: axis_index_groups, mask at the call.
 
     Example:
-        >>> layer = BatchNorm(2, rngs=nnx.Rngs(0))
+        >>> from flax import nnx
+        >>> import manual_bp.interop.flax as by_hand
+        >>> layer = by_hand.BatchNorm(2, rngs=nnx.Rngs(0))
         >>> out = layer(jnp.array([[1.0, 5.0], [3.0, 5.0]]))
         >>> print(layer.mean[...])
         [0.02 0.05]

@@ -89,7 +89,9 @@ class RNN(nnx.RNN):
     the layer hasn't (gate_fn, residual), several dtypes, and where the carry is asked for.
 
     Example:
-        >>> layer = RNN(GRUCell(3, 4, rngs=nnx.Rngs(0)))
+        >>> from flax import nnx
+        >>> import manual_bp.interop.flax as by_hand
+        >>> layer = by_hand.RNN(by_hand.GRUCell(3, 4, rngs=nnx.Rngs(0)))
         >>> layer(jnp.ones((2, 5, 3))).shape
         (2, 5, 4)
     """

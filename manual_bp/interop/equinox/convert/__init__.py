@@ -33,7 +33,7 @@ from manual_bp.activations import identity
 from manual_bp.combinators.sequential import Sequential, sequential
 from manual_bp.interop.equinox.convert import _feedforward, _norms, _sequences
 from manual_bp.interop.equinox.convert._common import for_layer, made, of_module
-from manual_bp.interop.equinox.names import ACTIVATIONS, FUNCTIONS
+from manual_bp.interop.equinox.names import ACTIVATIONS, FUNCTIONS, NO_ACTIVATION
 from manual_bp.interop.settings import Converted
 from manual_bp.layer import Layer, Tree
 from manual_bp.layers import (
@@ -127,10 +127,6 @@ def to_module(layer: Layer, params: Tree, statistics: Tree = ()) -> Any:
             f"are {names} and activations."
         )
     return TO[type(layer)](layer, params)
-
-
-NO_ACTIVATION = made(eqx.nn.MLP, 1, 1, 1, 0).final_activation
-"""equinox's identity, which has no public name."""
 
 
 def _from_mlp(module: eqx.nn.MLP) -> Converted:
