@@ -81,7 +81,10 @@ CASES = [
         call=_masked,
     ),
     Case(
-        "LSTMCell", (3, 2), (numbers(2, 3, 3), numbers(2, 2), numbers(2, 2, seed=3)), call=_over_time
+        "LSTMCell",
+        (3, 2),
+        (numbers(2, 3, 3), numbers(2, 2), numbers(2, 2, seed=3)),
+        call=_over_time,
     ),
     Case("GRUCell", (3, 2), (numbers(2, 3), numbers(2, 2))),
     Case("GRUCell", (3, 2), (numbers(2, 3), numbers(2, 2)), {"use_bias": False}),

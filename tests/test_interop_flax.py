@@ -1,16 +1,13 @@
 """flax.nnx with our modules in place of its own: the same state, outputs and gradients."""
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from interop_modules import assert_same, drawn, numbers, of_flax
 
-import manual_bp as mbp
 import manual_bp.interop.flax as by_hand
 
 

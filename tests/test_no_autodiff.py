@@ -93,6 +93,99 @@ ATTACHING = {
 }
 """What manual_bp/interop may use too: it hands rules to other people's autodiff, and uses none."""
 
+ACTIVATION_NAMES = [
+    "celu",
+    "elu",
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
+    "identity",
+    "leaky_relu",
+    "log_sigmoid",
+    "relu",
+    "relu6",
+    "selu",
+    "silu",
+    "soft_sign",
+    "softplus",
+    "tanh",
+]
+
+OF_ONE_FILE = {
+    "interop/one_example.py": {
+        "jax.custom_batching.custom_vmap",
+        "jax.extend.core.take_current_trace",
+    },
+    "interop/equinox/": {
+        "equinox.filter_eval_shape",
+        "equinox.is_array",
+        "equinox.tree_at",
+        *(
+            f"equinox.nn.{name}"
+            for name in [
+                "BatchNorm",
+                "Conv",
+                "Conv1d",
+                "Conv2d",
+                "Conv3d",
+                "Embedding",
+                "GRUCell",
+                "GroupNorm",
+                "LSTMCell",
+                "Lambda",
+                "LayerNorm",
+                "Linear",
+                "MLP",
+                "MultiheadAttention",
+                "RMSNorm",
+                "Sequential",
+                "State",
+                "make_with_state",
+            ]
+        ),
+        *(f"jax.nn.{name}" for name in (*ACTIVATION_NAMES, "mish", "squareplus")),
+    },
+    "interop/flax/": {
+        *(
+            f"flax.nnx.{name}"
+            for name in [
+                "BatchNorm",
+                "BatchStat",
+                "Conv",
+                "Embed",
+                "GRUCell",
+                "GroupNorm",
+                "LSTMCell",
+                "LayerNorm",
+                "Linear",
+                "LinearGeneral",
+                "MultiHeadAttention",
+                "OptimizedLSTMCell",
+                "Param",
+                "RMSNorm",
+                "RNN",
+                "Rngs",
+                "Sequential",
+                "SimpleCell",
+                "dot_product_attention",
+                "nn.dtypes.promote_dtype",
+                "sigmoid",
+                "hard_swish",
+                "swish",
+            ]
+        ),
+        *(f"flax.nnx.{name}" for name in ACTIVATION_NAMES),
+        "jax.lax.dot_general",
+        "jax.lax.stop_gradient",
+    },
+}
+"""What these alone may use beside: modules of other libraries, by the names that we subclass and
+convert, and nothing of theirs that differentiates."""
+
+LIBRARIES = {"jax", "flax", "equinox"}
+THEIR_MODULES = {"equinox", "flax.nnx", "jax.extend.core"}
+
 FORBIDDEN_CALLS = {"getattr", "eval", "exec", "compile", "__import__", "globals", "vars"}
 
 
@@ -104,7 +197,11 @@ def offences(source: str, also: frozenset[str] = frozenset()) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name not in MODULES and not alias.name.startswith("manual_bp"):
+                theirs = alias.name in THEIR_MODULES and any(
+                    name.startswith(f"{alias.name}.") for name in also
+                )
+                ours = alias.name in MODULES or alias.name.startswith("manual_bp")
+                if not ours and not theirs:
                     found.append(f"import {alias.name}")
                 bound = alias.asname or alias.name.split(".")[0]
                 aliases[bound] = alias.name if alias.asname else bound
@@ -129,10 +226,11 @@ def offences(source: str, also: frozenset[str] = frozenset()) -> list[str]:
             if name and name.startswith("jax.numpy."):
                 if name.count(".") > 2 and name.split(".")[2] != "linalg":
                     found.append(name)
-            elif name and name.split(".")[0] == "jax" and not allowed(name, also):
+            elif name and name.split(".")[0] in LIBRARIES and not allowed(name, also):
                 found.append(name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            if node.id in aliases and aliases[node.id].startswith("jax") and bare(node, tree):
+            library = aliases.get(node.id, "").split(".")[0]
+            if library in LIBRARIES and bare(node, tree):
                 found.append(f"{node.id} as a value")
             if node.id in FORBIDDEN_CALLS and is_called_on_jax(node, tree, aliases):
                 found.append(f"{node.id}(...)")
@@ -148,6 +246,14 @@ def dotted(node: ast.AST, aliases: dict[str, str]) -> str | None:
     if not isinstance(node, ast.Name) or node.id not in aliases:
         return None
     return ".".join([aliases[node.id], *reversed(parts)])
+
+
+def beside(path: str) -> frozenset[str]:
+    """What the file at this path may use beside what all may."""
+    found = set(ATTACHING if path.startswith("interop/") else ())
+    return frozenset(
+        found.union(*(names for where, names in OF_ONE_FILE.items() if path.startswith(where)))
+    )
 
 
 def allowed(name: str, also: frozenset[str]) -> bool:
@@ -182,8 +288,7 @@ def is_called_on_jax(name: ast.Name, tree: ast.AST, aliases: dict[str, str]) -> 
     "path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_manual_bp_uses_no_autodiff(path):
-    attaches = path.is_relative_to(ROOT / "interop")
-    assert offences(path.read_text(), frozenset(ATTACHING if attaches else ())) == []
+    assert offences(path.read_text(), beside(path.relative_to(ROOT).as_posix())) == []
 
 
 def test_rules_are_handed_out_in_interop_alone():
@@ -191,6 +296,39 @@ def test_rules_are_handed_out_in_interop_alone():
     assert offences(source)
     assert offences(source, frozenset(ATTACHING)) == []
     assert offences("import jax\nf = jax.vjp(g, 1.0)", frozenset(ATTACHING))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import flax.nnx as nnx\nf = nnx.grad(g)",
+        "import flax.nnx as nnx\nf = nnx.value_and_grad(g)",
+        "import flax.nnx as nnx\nf = nnx.custom_vjp(g)",
+        "import flax.nnx as nnx\nf = nnx.nn.linear.jax.grad(g)",
+        "import flax.nnx\nf = flax.nnx.vjp(g)",
+        "import flax.nnx as nnx\nn = nnx\nf = n.grad(g)",
+        "import flax.linen as nn",
+        "from flax import nnx",
+        "from flax.nnx import grad",
+        "import equinox as eqx\nf = eqx.filter_grad(g)",
+        "import equinox as eqx\nf = eqx.filter_custom_vjp(g)",
+        "import equinox as eqx\nf = eqx.internal",
+        "import equinox as eqx\nf = eqx.nn._mlp.jax.grad(g)",
+        "import jax.extend.core\nf = jax.extend.core.jaxpr_as_fun(g)",
+        "import jax\nf = jax.nn.jax.grad(g)",
+        "import jax\nf = jax.vjp(g, 1.0)",
+    ],
+)
+def test_what_other_libraries_differentiate_with_is_seen(source):
+    everything = frozenset().union(ATTACHING, *OF_ONE_FILE.values())
+    assert offences(source, everything), "the check let this pass"
+
+
+def test_other_libraries_are_in_their_own_files_alone():
+    source = "import flax.nnx as nnx\nf = nnx.Linear"
+    assert offences(source, beside("interop/flax/linear.py")) == []
+    for path in ("layers/dense.py", "interop/function.py", "interop/equinox/linear.py"):
+        assert offences(source, beside(path))
 
 
 def test_every_name_on_the_list_is_used():
