@@ -10,6 +10,7 @@ from benchmarks import (
     attention,
     clipping,
     diagnostics,
+    interop,
     linear_cross_entropy,
     lstm,
     per_example,
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "clipping": clipping,
     "diagnostics": diagnostics,
     "per_example": per_example,
+    "interop": interop,
 }
 
 
