@@ -70,7 +70,7 @@ def gpt_loss(of: Any, model: GPT, tokens: jax.Array) -> jax.Array:
     """The mean cross-entropy of each next token: of logits, or with our head without them."""
     h, labels = model(tokens[:, :-1]), tokens[:, 1:]
     if of is ours_for_flax:
-        return linear_cross_entropy(h, model.head.kernel[...].T, labels)
+        return linear_cross_entropy(h, model.head.kernel[...], labels, class_axis=1)
     return optax.softmax_cross_entropy_with_integer_labels(model.head(h), labels).mean()
 
 
@@ -95,7 +95,7 @@ def head(predictions: int = 1024, classes: int = 32_768, features: int = 256) ->
 
     def loss(of: Any, model: Any, h: jax.Array, labels: jax.Array) -> jax.Array:
         if of is ours_for_flax:
-            return linear_cross_entropy(h, model.kernel[...].T, labels)
+            return linear_cross_entropy(h, model.kernel[...], labels, class_axis=1)
         return optax.softmax_cross_entropy_with_integer_labels(model(h), labels).mean()
 
     rng = np.random.default_rng(0)

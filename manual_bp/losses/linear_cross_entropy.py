@@ -45,7 +45,7 @@ Source  Bridle (1990), Probabilistic interpretation of feedforward classificatio
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +140,9 @@ class LinearCrossEntropy(Loss):
     z_loss: float = field(default=0.0, kw_only=True)
     bias: bool = field(default=False, kw_only=True)
     shared: Path | None = field(default=None, kw_only=True)
+
+    layout: ClassVar[str] = "cf"
+    """The axes of W, classes and features, as einsum has them."""
 
     def __post_init__(self) -> None:
         for name, size in (("classes", self.classes), ("chunk", self.chunk)):
@@ -301,7 +304,7 @@ class LinearCrossEntropy(Loss):
         self, params: Params, h: jax.Array, dtype: Any
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """z (C, predictions), its largest, Σ e^(z - largest) and log Z of each prediction."""
-        z = jnp.einsum("cf,nf->cn", params.W, h, preferred_element_type=dtype)
+        z = jnp.einsum(f"{self.layout},nf->cn", params.W, h, preferred_element_type=dtype)
         z = self._capped(z + params.b[:, None] if self.bias else z)
         top = z.max(0)
         total = jnp.exp(z - top).sum(0)
@@ -331,6 +334,7 @@ class LinearCrossEntropy(Loss):
         added = jnp.where((new & (w != 0))[:, None], h, 0)
         size = self._block(*h.shape)
         low = jnp.result_type(h, W)  # the products' dtype
+        of_classes = self.layout.index("c")
 
         def block(carry: Any, first: jax.Array) -> tuple[Any, None]:
             """The backward half, for the classes from `first` on."""
@@ -345,9 +349,10 @@ class LinearCrossEntropy(Loss):
             dz = jnp.where(new_c & (w != 0), self._through_cap(e, z_c), 0)
             db = _added(dparams.b, start, jnp.where(new, dz, 0).sum(1)) if self.bias else ()
             dz = dz.astype(low)
-            dW = jnp.einsum("cn,nf->cf", dz, added, preferred_element_type=dtype)
-            dh += jnp.einsum("cn,cf->nf", dz, _rows(W, start, size), preferred_element_type=dtype)
-            return (Params(_added(dparams.W, start, dW), db), dh, chosen), None
+            dW = jnp.einsum(f"cn,nf->{self.layout}", dz, added, preferred_element_type=dtype)
+            W_c = _rows(W, start, size, of_classes)
+            dh += jnp.einsum(f"cn,{self.layout}->nf", dz, W_c, preferred_element_type=dtype)
+            return (Params(_added(dparams.W, start, dW, of_classes), db), dh, chosen), None
 
         carry = dparams, zeros(h.shape, dtype, dparams, z), zeros(top.shape, dtype, dparams, z)
         firsts = jnp.arange(0, self.classes, size)
@@ -412,7 +417,8 @@ class LinearCrossEntropy(Loss):
         if not hasattr(params.W, "shape") or not jnp.issubdtype(params.W.dtype, jnp.floating):
             given = params.W.dtype if hasattr(params.W, "dtype") else type(params.W).__name__
             raise TypeError(f"{self!r}: {where} must be a floating-point array, got {given}.")
-        expected = (self.classes, prediction.shape[-1])
+        sizes = {"c": self.classes, "f": prediction.shape[-1]}
+        expected = tuple(sizes[each] for each in self.layout)
         if params.W.shape != expected:
             advice = ""
             if params.W.shape == expected[::-1]:
@@ -420,8 +426,8 @@ class LinearCrossEntropy(Loss):
             elif prediction.shape[-1] == self.classes:
                 advice = f" It has one for each class, as logits have. {BELOW_A_HEAD}"
             raise ValueError(
-                f"{self!r}: {where} has shape {tuple(params.W.shape)}, expected {expected}: a row "
-                f"for each class, a column for each feature of the prediction.{advice}"
+                f"{self!r}: {where} has shape {tuple(params.W.shape)}, expected {expected}, "
+                f"{'a row' if self.layout == 'cf' else 'a column'} for each class.{advice}"
             )
         if not self.bias:
             if not isinstance(params.b, tuple):
@@ -456,14 +462,16 @@ def _part(first: jax.Array, size: int, count: int) -> tuple[jax.Array, jax.Array
     return start, start + jnp.arange(size) >= first
 
 
-def _rows(rows: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(rows, start, size, allow_negative_indices=False)
+def _rows(rows: jax.Array, start: jax.Array, size: int, axis: int = 0) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(rows, start, size, axis, allow_negative_indices=False)
 
 
-def _added(total: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
+def _added(total: jax.Array, start: jax.Array, part: jax.Array, axis: int = 0) -> jax.Array:
     """The total with this part added from row `start` on; in place, inside a scan."""
-    return _put(total, start, _rows(total, start, len(part)) + part)
+    return _put(total, start, _rows(total, start, part.shape[axis], axis) + part, axis)
 
 
-def _put(rows: jax.Array, start: jax.Array, part: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(rows, part, start, 0, allow_negative_indices=False)
+def _put(rows: jax.Array, start: jax.Array, part: jax.Array, axis: int = 0) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(
+        rows, part, start, axis, allow_negative_indices=False
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ def linear_cross_entropy(
     b: Any = None,
     *,
     weights: Any = None,
+    class_axis: int = 0,
     chunk: int | None = None,
     soft_cap: float | None = None,
     label_smoothing: float = 0.0,
@@ -67,11 +68,13 @@ def linear_cross_entropy(
 
     Args:
         h: (..., F), the features.
-        W: (C, F), the head's weights, or an embedding's table.
+        W: (C, F), the head's weights, or an embedding's table; (F, C) with class_axis=1, as
+            kernels of flax are: W.T would do too, at the price of a copy of dW.
         labels: integer classes (...).
         b: (C,), None for none.
         weights: (...), what each prediction counts; by default one over the number of those that
             do, the mean.
+        class_axis: the axis of W along which the classes lie, 0 or 1.
         chunk: predictions in a chunk; see LinearCrossEntropy.
         soft_cap, label_smoothing, ignored_class, z_loss: as for LinearCrossEntropy.
 
@@ -88,8 +91,12 @@ def linear_cross_entropy(
         >>> print(jax.grad(lambda W: linear_cross_entropy(h, W, labels))(W)[7, 0])
         -0.499
     """
-    loss = LinearCrossEntropy(
-        W.shape[0],
+    if class_axis not in (0, 1):
+        raise ValueError(
+            f"linear_cross_entropy: class_axis is 0 for W (C, F), or 1 for W (F, C); got {class_axis!r}."
+        )
+    loss = (LinearCrossEntropy if class_axis == 0 else _OfColumns)(
+        W.shape[class_axis],
         chunk=chunk,
         soft_cap=soft_cap,
         label_smoothing=label_smoothing,
@@ -102,6 +109,12 @@ def linear_cross_entropy(
     h, labels = jnp.asarray(h), jnp.asarray(labels)
     weights = weights_of(loss, h, labels, None if weights is None else jnp.asarray(weights))
     return _weighted_sum(loss)(h, params, weights, labels)
+
+
+class _OfColumns(LinearCrossEntropy):
+    """With W (F, C)."""
+
+    layout: ClassVar[str] = "fc"
 
 
 @functools.cache
