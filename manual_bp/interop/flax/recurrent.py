@@ -24,7 +24,7 @@ from manual_bp.interop.flax.linear import linear
 from manual_bp.interop.flax.names import ACTIVATIONS
 from manual_bp.interop.function import as_function
 from manual_bp.interop.gates import gru_gates, lstm_gates
-from manual_bp.interop.settings import served
+from manual_bp.interop.settings import Converted, served
 from manual_bp.layers import lstm
 
 
@@ -120,7 +120,8 @@ class RNN(nnx.RNN):
             of_one_step = inputs.shape[:time] + inputs.shape[time + 1 :]
             initial_carry = self.cell.initialize_carry(of_one_step, rngs)
         lengths_matter = seq_lengths is not None and reverse
-        if return_carry or lengths_matter or not _is_a_layer(self.cell, inputs, initial_carry):
+        found = _as_a_layer(self.cell, inputs, initial_carry)
+        if return_carry or lengths_matter or found is None:
             return super().__call__(
                 inputs,
                 initial_carry=initial_carry,
@@ -136,7 +137,7 @@ class RNN(nnx.RNN):
         m = math.prod(examples)
         state = jax.tree.map(lambda each: each.reshape(m, each.shape[-1]), initial_carry)
         state = lstm.State(*reversed(state)) if isinstance(state, tuple) else state
-        layer, params, _ = from_module(self.cell)
+        layer, params, _ = found
         layer = dataclasses.replace(layer, stateful=True, reverse=reverse)
         out = as_function(layer)(params, x.reshape(m, T, features), state=state)
         out = out.reshape(*examples, T, out.shape[-1])
@@ -145,18 +146,20 @@ class RNN(nnx.RNN):
         return jnp.moveaxis(out, -2, time)
 
 
-def _is_a_layer(cell: Any, inputs: Any, carry: Any) -> bool:
-    """Whether a layer of ours computes what RNN over this cell does."""
+def _as_a_layer(cell: Any, inputs: Any, carry: Any) -> Converted | None:
+    """The layer of ours that computes what RNN over this cell does, None where none does."""
     ours = (LSTMCell, OptimizedLSTMCell, GRUCell)
     if type(cell) in (*ours, nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell):
         fits = _usual_gates(cell)
     elif type(cell) in (SimpleCell, nnx.SimpleCell):
         fits = not cell.residual and cell.activation_fn in ACTIVATIONS
     else:
-        return False
-    dtypes = {inputs.dtype, *(each.dtype for each in jax.tree.leaves(carry))}
-    dtypes |= {jnp.dtype(each) for each in (cell.dtype, cell.param_dtype) if each is not None}
-    return fits and len(dtypes) == 1
+        fits = False
+    if not fits:
+        return None
+    found = from_module(cell)
+    dtypes = {each.dtype for each in jax.tree.leaves((inputs, carry, found.params))}
+    return found if dtypes | {jnp.dtype(cell.dtype or inputs.dtype)} == {inputs.dtype} else None
 
 
 def _usual_gates(cell: Any) -> bool:

@@ -93,7 +93,8 @@ def linear_cross_entropy(
     """
     if class_axis not in (0, 1):
         raise ValueError(
-            f"linear_cross_entropy: class_axis is 0 for W (C, F), or 1 for W (F, C); got {class_axis!r}."
+            "linear_cross_entropy: class_axis is 0 for W (C, F), or 1 for W (F, C); got "
+            f"{class_axis!r}."
         )
     loss = (LinearCrossEntropy if class_axis == 0 else _OfColumns)(
         W.shape[class_axis],
