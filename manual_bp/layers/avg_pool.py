@@ -40,9 +40,6 @@ from manual_bp.sharding import axes_of, divided, undivided
 
 
 class Residuals(NamedTuple):
-    """along: how the windows lie along each space axis; axes: of a mesh, which divide x. No array
-    is kept.
-    """
     """along: how the windows lie along each space axis; axes: of a mesh, those that divide x."""
 
     along: Static

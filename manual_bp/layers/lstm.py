@@ -74,8 +74,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import by_rows, whole
-from manual_bp.sharding import matmul, sharded_like, whole
+from manual_bp.sharding import by_rows, sharded_like, whole
 
 
 class Params(NamedTuple):

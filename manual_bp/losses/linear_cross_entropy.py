@@ -66,7 +66,6 @@ from manual_bp.sharding import (
     beside,
     by_rows,
     divided,
-    matmul,
     over_parts,
     reshape,
     sharded_like,
