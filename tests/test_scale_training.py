@@ -149,43 +149,46 @@ def test_eight_devices_have_the_losses_of_one_and_go_on_after_a_kill(tmp_path):
     assert_as_on_one_device(losses, params[0])
 
 
-def losses_by_hand(directory, *options):
-    """The same of two processes as on two hosts, each started by a command of its own."""
-    path = directory / "losses.json"
+def by_hand(*options, of_process_1):
+    """Two processes as on two hosts, each started by a command of its own: what each comes to."""
     join = f"--coordinator=127.0.0.1:{processes.free_port()}"
-    common = [*RUN, *options, join, "--checkpoints", str(directory), "--json", str(path)]
     started = [
         subprocess.Popen(
-            [*common, f"--process-id={number}"],
+            [*RUN, *options, join, f"--process-id={number}", *own],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             env=QUICKLY,
         )
-        for number in range(2)
+        for number, own in enumerate(([], of_process_1))
     ]
-    printed = [process.communicate()[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], printed
-    assert "loss" not in printed[1]  # process 0 speaks for all
-    return json.loads(path.read_text())["losses"], printed[0]
+    return [(*process.communicate(), process.returncode) for process in started]
 
 
-def test_two_processes_have_the_losses_of_one_device_and_go_on_after_a_kill(tmp_path):
+def test_two_processes_have_the_losses_of_one_device_and_go_on_after_kills(tmp_path):
     two = ["--devices=8", "--processes=2"]
 
-    def killed_and_gone_on_with(directory):
-        done = ended(*two, "--checkpoints", str(directory), "--kill-after", "7")
+    def killed_twice_and_gone_on_with(directory):
+        here = [*two, f"--checkpoints={directory}"]
+        (out, said, status), (_, _, killed) = by_hand(*here, of_process_1=["--kill-after=4"])
+        assert killed == -signal.SIGKILL
+        assert status == 1, said
+        assert "Process 0 can't go on, most likely since another one has ended" in said
+        assert "the same commands go on from the last one" in said
+        assert "process 0 reads 4 of 8 rows" in out
+        done = ended(*here, "--kill-after", "8")
         assert done.returncode == 128 + signal.SIGKILL
         expected = "Process 1 was killed by SIGKILL; the others were stopped. It printed nothing."
         assert expected in done.stderr
-        return losses_by_hand(directory, *two)
+        assert "going on after step 3 of 12" in done.stdout
+        return losses_of(directory, *two)
 
     with ThreadPoolExecutor(2) as both:
         whole = both.submit(losses_of, tmp_path / "whole", *two)
-        killed = both.submit(killed_and_gone_on_with, tmp_path / "killed")
+        killed = both.submit(killed_twice_and_gone_on_with, tmp_path / "killed")
         (losses, out), (again, out_again) = whole.result(), killed.result()
     assert "cpu devices: 8, processes: 2, mesh: data=8; process 0 reads 4 of 8 rows" in out
-    assert "Gloo" not in out + out_again
+    assert "Gloo" not in out
     assert "going on after step 6 of 12" in out_again
     assert again == losses
     params = [last_params(tmp_path / name) for name in ("whole", "killed")]

@@ -60,6 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m verify.scale: error: {error}", file=sys.stderr)
         return 2
+    except jax.errors.JaxRuntimeError as error:
+        if options.processes == 1:
+            raise
+        print(
+            f"Process {options.process_id} can't go on, most likely since another one has ended: "
+            f"{error}\nWith --checkpoints the same commands go on from the last one.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # sys.exit would wait for the others to say goodbye
 
 
 def _run(options: Any, arguments: list[str]) -> int:
