@@ -62,7 +62,7 @@ class Settings(training.Settings):
 TASK = Settings(
     "gpt", steps=200, batch=16, context=64, width=64, depth=2, heads=4, rate=2e-3, save_every=50
 )
-"""What the command trains unless told otherwise: half a minute on any layout of a quiet machine."""
+"""What the command trains unless told otherwise: seconds on one device."""
 
 
 def join(coordinator: str | None, process: int, processes: int, devices: int | None) -> None:
