@@ -42,7 +42,7 @@ from manual_bp.layer import (
 )
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 from manual_bp.notes_params import as_network, is_dense_chain, read, restore
-from manual_bp.sharding import sharded_like
+from manual_bp.sharding import sharded_like, tree_sharded_like
 
 
 class Pass(NamedTuple):
@@ -406,7 +406,7 @@ def _compiled(
     fields = {
         "loss": step.loss,
         "prediction": step.prediction,
-        "grads": jax.tree.map(sharded_like, grads, params),
+        "grads": tree_sharded_like(grads, params),
         "observed": network.observe(step.residuals),
         "dx": sharded_like(step.dx, x),
         "dtaken": dtaken,

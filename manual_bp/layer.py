@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_bp.sharding import as_divided, sharded_like
+from manual_bp.sharding import as_divided, sharded_like, tree_sharded_like
 
 Tree = Any  # a pytree of arrays, nested as the layer nests it
 Visit = Callable[..., tuple[Tree, Any]]
@@ -294,14 +294,14 @@ class Combinator(Layer):
 
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
         seen, dx = self.walk(backward_visit, dout, params, residuals)
-        return self.gather(seen), dx
+        return tree_sharded_like(self.gather(seen), params), dx
 
     def backward_taken(
         self, params: Tree, residuals: Tree, dout: jax.Array
     ) -> tuple[Tree, jax.Array, dict[str, Tree]]:
         seen, dx = self.walk(taken_visit, dout, params, residuals)
         dparams, dtaken = gathered(self, seen)
-        return dparams, dx, dtaken
+        return tree_sharded_like(dparams, params), dx, dtaken
 
     def gather(self, dparams: Tree) -> Tree:
         return tuple(child.gather(each) for child, each in zip(self.children, dparams, strict=True))

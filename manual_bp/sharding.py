@@ -185,6 +185,13 @@ def sharded_like(x: Any, like: Any) -> Any:
     return _moved(x, as_divided(like, x))
 
 
+def tree_sharded_like(tree: Tree, like: Tree) -> Tree:
+    """Each leaf where the same leaf of the other tree is: gradients where parameters are."""
+    leaves, structure = jax.tree.flatten(tree)
+    pairs = zip(leaves, jax.tree.leaves(like), strict=True)
+    return jax.tree.unflatten(structure, [sharded_like(*pair) for pair in pairs])
+
+
 def beside(param: Any, x: Any) -> Any:
     """A parameter placed for an element-wise operation with x: divided as x's last axes are.
 

@@ -285,9 +285,35 @@ def fitting(leaf: Any, names: tuple[Any, ...]) -> P:
     return P(
         *(
             name if name and size % DEVICES[name] == 0 else None
-            for name, size in zip(names, leaf.shape, strict=True)
+            for name, size in zip(names[: leaf.ndim], leaf.shape, strict=True)
         )
     )
+
+
+def divided_layers(every: list[Rule]) -> None:
+    """Of each layer a sample whose params can be divided, in every way: it is traced."""
+    seen: set[Any] = set()
+    for rule in every:
+        args = drawn(rule)
+        if rule.names(*args)[0] != "out":
+            continue
+        _, *others = of_examples(rule, args)
+        for place in (rows, columns, fully, fully_and_tensor):
+            specs = jax.tree.map(lambda leaf, p=place: fitting(leaf, p(leaf)), args[0])
+            if (rule.family, place) in seen or not any(map(any, jax.tree.leaves(specs))):
+                continue
+            seen.add((rule.family, place))
+            what, types = (
+                f"{place.__name__}, {rule}",
+                placed(EXPLICIT, args, (specs, *others), abstract=True),
+            )
+            try:
+                with jax.set_mesh(EXPLICIT):
+                    found = jax.eval_shape(lambda *args, r=rule: numbers(r.manual(*args)), *types)
+            except Exception as error:
+                print(f"{what}: {error}")
+                continue
+            check_places(what, rule, types, found)
 
 
 def divided_params() -> None:
@@ -339,5 +365,6 @@ if __name__ == "__main__":
     few = [rule for rule in sampled if rule.family in ALONE]
     local_gradients(every, few, check=False)
     states_made_inside()
+    divided_layers(every)
     divided_params()
     print(f"judged {len(every)} rules")
