@@ -8,6 +8,17 @@ back. This is the engine's only 1/m. It is applied once, to the first error; eve
 
 The work is compiled with `jax.jit`, network and loss static. Shapes and dtypes are checked when it
 is traced, which costs nothing when it runs.
+
+On several devices.  Under jit nothing changes: however batch and parameters are divided on a mesh,
+J and its gradient are those of the whole batch. Inside `jax.shard_map` a sweep sees the examples of
+one device, its J and gradient are of those alone, and the caller sums over devices:
+
+    no weights            each J is a mean of as many examples: pmean
+    weights given         each J is a part of Σ_i w_i loss_i: psum
+    some don't count      (an ignored class, with no weights) each J is a mean of other numbers of
+                          predictions, and neither is right; one over the number that count on all
+                          devices is a weight, w = counted / psum(Σ counted), so psum again
+    clipped_grads         a sum over examples: psum, and noise after it, once, not on each device
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ same loss and gradients, with all N C logits held twice.
 
 On a mesh with Explicit axes each device runs the loop over predictions of its own, divided along
 the axes that divide them or W; W is gathered, and the devices' dW are added once, after the loop.
+So it is inside shard_map, where the caller adds. With Auto axes XLA divides the loop by itself: a
+chunk is then spread over devices, or every device takes every chunk. That is right, but slow.
 
 A prediction of the ignored class has value and error 0 and doesn't count; a class outside
 0 ... C-1 has value and error NaN.

@@ -24,6 +24,10 @@ exactly 1 for what isn't clipped. A norm that isn't finite (a squared length ove
 3e38 in float32) makes the sum NaN: it is neither dropped nor kept. weights=jnp.isfinite(norms),
 with the norms of a first pass, leave such an example out.
 
+Inside shard_map clip without noise, psum, and add the noise to that: on n devices that draw with
+one key the sum would have n times the noise, with keys of their own √n times. Under jit, on a
+divided batch too, the noise is drawn once, and is that of one device.
+
 Source  Abadi et al. (2016), arXiv:1607.00133; Lee & Kifer (2021), arXiv:2009.03106 (the second
         sweep); Bu, Wang, Zha & Karypis (2023), arXiv:2210.00038 (one sweep)
 """

@@ -9,6 +9,7 @@ Collectives are counted as they run (`verify.scale.collectives`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -156,8 +157,12 @@ class Comparison(NamedTuple):
 
     def theirs(self) -> Traffic:
         """Those of the same by jax.grad."""
-        program = self.theirs_on.compiled(self.case.by_autodiff, self.case)
-        return total(collectives(program.as_text()))
+        return _by_autodiff(self.case, self.theirs_on)
+
+
+@functools.cache
+def _by_autodiff(case: Case, layout: Layout) -> Traffic:
+    return total(collectives(layout.compiled(case.by_autodiff, case).as_text()))
 
 
 def comparisons() -> Iterator[Comparison]:
