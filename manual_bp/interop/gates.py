@@ -39,8 +39,8 @@ lstm_gates = attached(_lstm_forward, _lstm_backward)
 
 def _gru_forward(p: jax.Array, q: jax.Array, h: jax.Array) -> tuple[jax.Array, Tree]:
     dtype, wide = jnp.result_type(p, q, h), accumulation_dtype(p, q, h)
-    parts = [jnp.split(each.astype(wide), 3, axis=-1) for each in (p, q)]
-    h_next, arguments = gru.through_gates(*parts, h)
+    of_x, of_h = (jnp.split(each.astype(wide), 3, axis=-1) for each in (p, q))
+    h_next, arguments = gru.through_gates(of_x, of_h, h)
     kept = [each.astype(dtype) for each in arguments]
     types = jnp.zeros(0, p.dtype), jnp.zeros(0, q.dtype)
     return h_next.astype(dtype), (kept, h, types)

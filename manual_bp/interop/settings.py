@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from manual_bp.layer import Layer, Tree
+from manual_bp.layer import Tree
 
 
 class Converted(NamedTuple):
     """A module of another library as one of ours."""
 
-    layer: Layer
+    layer: Any
     params: Tree
     statistics: Tree = ()
     """Running statistics for `layer.inference()`, () where there are none."""

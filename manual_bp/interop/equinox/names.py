@@ -10,10 +10,10 @@ import equinox as eqx
 import jax
 
 from manual_bp import activations
+from manual_bp.activation import Activation
 from manual_bp.interop import functions
-from manual_bp.layer import Layer
 
-FUNCTIONS: dict[Layer, Callable[..., Any]] = {
+FUNCTIONS: dict[Activation, Callable[..., Any]] = {
     activations.relu: jax.nn.relu,
     activations.relu6: jax.nn.relu6,
     activations.leaky_relu(): jax.nn.leaky_relu,
@@ -37,7 +37,7 @@ FUNCTIONS: dict[Layer, Callable[..., Any]] = {
 }
 """jax.nn's name of each activation."""
 
-ACTIVATIONS: dict[Any, Layer] = {
+ACTIVATIONS: dict[Any, Activation] = {
     **{function: activation for activation, function in FUNCTIONS.items()},
     functions.relu: activations.relu,
     functions.relu6: activations.relu6,

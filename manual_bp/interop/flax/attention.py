@@ -39,7 +39,7 @@ def dot_product_attention(
     dtype: Any = None,
     precision: Any = None,
     module: Any = None,
-    promote_dtype: Any = nnx.nn.dtypes.promote_dtype,
+    promote_dtype: Any = nnx.nn.dtypes.promote_dtype,  # pyright: ignore[reportAttributeAccessIssue]
     is_causal: bool = False,
     *,
     block: int | None = BLOCK,

@@ -9,11 +9,11 @@ from typing import Any
 import flax.nnx as nnx
 
 from manual_bp import activations
-from manual_bp.layer import Layer
+from manual_bp.activation import Activation
 
 _exact_gelu = functools.partial(nnx.gelu, approximate=False)
 
-FUNCTIONS: dict[Layer, Callable[..., Any]] = {
+FUNCTIONS: dict[Activation, Callable[..., Any]] = {
     activations.relu: nnx.relu,
     activations.relu6: nnx.relu6,
     activations.leaky_relu(): nnx.leaky_relu,
@@ -35,7 +35,7 @@ FUNCTIONS: dict[Layer, Callable[..., Any]] = {
 }
 """flax's name of each activation."""
 
-ACTIVATIONS: dict[Any, Layer] = {
+ACTIVATIONS: dict[Any, Activation] = {
     **{function: activation for activation, function in FUNCTIONS.items()},
     nnx.swish: activations.silu,
     nnx.hard_swish: activations.hard_silu,

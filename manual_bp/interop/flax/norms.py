@@ -121,7 +121,7 @@ class BatchNorm(nnx.BatchNorm):
         return jax.lax.stop_gradient(self.momentum * before + (1 - self.momentum) * now)
 
 
-def layer_norm(module: nnx.LayerNorm, x: Any, mask: Any = None) -> jax.Array:
+def layer_norm(module: Any, x: Any, mask: Any = None) -> jax.Array:
     """What LayerNorm computes, of flax's module or ours."""
     _check_last_axis(module, LayerNorm, "flax.nnx.LayerNorm", x, mask)
     x, scale, bias = module.promote_dtype(

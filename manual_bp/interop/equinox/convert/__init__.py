@@ -29,6 +29,7 @@ from typing import Any
 
 import equinox as eqx
 
+from manual_bp.activation import Activation
 from manual_bp.activations import identity
 from manual_bp.combinators.sequential import Sequential, sequential
 from manual_bp.interop.equinox.convert import _feedforward, _norms, _sequences
@@ -116,7 +117,7 @@ def to_module(layer: Layer, params: Tree, statistics: Tree = ()) -> Any:
         >>> to_module(dense.Dense(2), params).weight.shape
         (2, 3)
     """
-    if layer in FUNCTIONS:
+    if isinstance(layer, Activation) and layer in FUNCTIONS:
         return eqx.nn.Lambda(FUNCTIONS[layer])
     if isinstance(layer, batch_norm.BatchNorm | batch_norm.FrozenBatchNorm):
         return _norms.to_batch_norm(layer, params, statistics)
@@ -143,13 +144,13 @@ def _from_mlp(module: eqx.nn.MLP) -> Converted:
     hidden, final = found
     *before, last = module.layers
     each = [_feedforward.params_of_linear(linear) for linear in module.layers]
-    layers = [dense.Dense(linear.out_features, hidden, bias=linear.use_bias) for linear in before]
-    layers.append(dense.Dense(last.out_features, final, bias=last.use_bias))
+    layers = [_feedforward.dense_of(linear, hidden) for linear in before]
+    layers.append(_feedforward.dense_of(last, final))
     return Converted(sequential(*layers), tuple(each), ((),) * len(each))
 
 
-def _to_mlp(layer: Sequential, params: Tree) -> eqx.nn.MLP:
-    *before, last = layer.layers
+def _to_mlp(layer: Sequential, dense_layers: list[dense.Dense], params: Tree) -> eqx.nn.MLP:
+    *before, last = dense_layers
     widths = {each.features for each in before}
     functions = {each.activation for each in before}
     biases = {each.bias for each in before}
@@ -191,10 +192,10 @@ def _from_sequential(module: eqx.nn.Sequential, state: eqx.nn.State | None) -> C
 
 
 def _to_sequential(layer: Sequential, params: Tree) -> eqx.nn.MLP | eqx.nn.Sequential:
-    if all(isinstance(each, dense.Dense) for each in layer.layers) and any(
-        each.activation != identity for each in layer.layers
-    ):
-        return _to_mlp(layer, params)
+    dense_layers = [each for each in layer.layers if isinstance(each, dense.Dense)]
+    activated = any(each.activation != identity for each in dense_layers)
+    if activated and len(dense_layers) == len(layer.layers):
+        return _to_mlp(layer, dense_layers, params)
     for each in layer.layers:
         if isinstance(each, batch_norm.BatchNorm | batch_norm.FrozenBatchNorm):
             raise TypeError(

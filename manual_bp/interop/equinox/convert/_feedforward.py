@@ -14,7 +14,7 @@ from manual_bp.layers import conv, dense, embedding
 
 
 def from_linear(module: eqx.nn.Linear) -> Converted:
-    return Converted(_dense(module, activations.identity), params_of_linear(module))
+    return Converted(dense_of(module, activations.identity), params_of_linear(module))
 
 
 def params_of_linear(module: eqx.nn.Linear) -> dense.Params:
@@ -25,7 +25,7 @@ def params_of_linear(module: eqx.nn.Linear) -> dense.Params:
     return dense.Params(module.weight, value(module.bias))
 
 
-def _dense(module: eqx.nn.Linear, activation: Any) -> dense.Dense:
+def dense_of(module: eqx.nn.Linear, activation: Any) -> dense.Dense:
     return dense.Dense(int(module.out_features), activation, bias=module.use_bias)
 
 

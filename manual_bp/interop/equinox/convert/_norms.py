@@ -65,7 +65,7 @@ def to_group_norm(layer: group_norm.GroupNorm, params: group_norm.Params) -> eqx
     return eqx.tree_at(lambda m: [m.weight, m.bias], module, [*params])
 
 
-def from_batch_norm(module: eqx.nn.BatchNorm, state: eqx.nn.State) -> Converted:
+def from_batch_norm(module: Any, state: eqx.nn.State) -> Converted:
     refuse = of_module(module)
     refuse.check("channelwise_affine", module.channelwise_affine, True)
     advice = "In that mode a batch is normalised by an average over batches."

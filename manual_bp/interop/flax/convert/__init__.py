@@ -32,6 +32,7 @@ from typing import Any
 
 import flax.nnx as nnx
 
+from manual_bp.activation import Activation
 from manual_bp.combinators.sequential import Sequential, sequential
 from manual_bp.interop.flax.convert import _attention, _feedforward, _norms, _recurrent
 from manual_bp.interop.flax.names import ACTIVATIONS, FUNCTIONS
@@ -110,7 +111,7 @@ def to_module(layer: Layer, params: Tree, statistics: Tree = ()) -> Any:
         >>> to_module(dense.Dense(2), params).kernel.shape
         (3, 2)
     """
-    if layer in FUNCTIONS:
+    if isinstance(layer, Activation) and layer in FUNCTIONS:
         return FUNCTIONS[layer]
     if type(layer) not in TO:
         names = ", ".join(kind.__name__ for kind in TO)

@@ -28,11 +28,10 @@ def from_attention(module: nnx.MultiHeadAttention) -> Converted:
         memory=memory,
         bias=module.use_bias,
     )
-    inwards = [part.kernel[...].reshape(part.kernel.shape[0], -1).T for part in parts]
-    biases = [part.bias[...].reshape(-1) if module.use_bias else () for part in parts]
-    last = value(module.out.bias) if module.use_bias else ()
+    Wq, Wk, Wv = (part.kernel[...].reshape(part.kernel.shape[0], -1).T for part in parts)
+    bq, bk, bv = (() if part.bias is None else part.bias[...].reshape(-1) for part in parts)
     Wo = module.out.kernel[...].reshape(-1, width).T
-    params = multi_head_attention.Params(*inwards, Wo, *biases, last)
+    params = multi_head_attention.Params(Wq, Wk, Wv, Wo, bq, bk, bv, value(module.out.bias))
     return Converted(layer, params)
 
 

@@ -73,9 +73,9 @@ def to_gru(layer: gru.GRU, params: gru.Params) -> nnx.RNN:
 def from_simple_cell(cell: nnx.SimpleCell) -> Converted:
     refuse = of_module(cell)
     refuse.check("residual", cell.residual, False)
-    found = ACTIVATIONS.get(cell.activation_fn)
-    if found is None:
+    if cell.activation_fn not in ACTIVATIONS:
         refuse.check("activation_fn", cell.activation_fn, *ACTIVATIONS)
+    found = ACTIVATIONS[cell.activation_fn]
     W, U, b = cell.dense_i.kernel[...].T, cell.dense_h.kernel[...].T, value(cell.dense_i.bias)
     return Converted(rnn.RNN(cell.hidden_features, found), rnn.Params(W, U, b))
 
@@ -97,12 +97,10 @@ def from_rnn(module: nnx.RNN) -> Converted:
     refuse.check("return_carry", module.return_carry, False)
     if module.reverse:
         refuse.check("keep_order", module.keep_order, True)
-    for kind, convert in CELLS.items():
-        if isinstance(module.cell, kind):
-            layer, params, _ = convert(module.cell)
-            break
-    else:
-        refuse.check("cell", module.cell, *CELLS)
+    found = [convert for kind, convert in CELLS.items() if isinstance(module.cell, kind)]
+    if not found:
+        refuse.check("cell", type(module.cell), *CELLS)
+    layer, params, _ = found[0](module.cell)
     return Converted(dataclasses.replace(layer, reverse=module.reverse), params)
 
 
