@@ -67,7 +67,7 @@ CASES = [
     Case("Conv1d", (2, 4, 3), (numbers(2, 2, 5),), {"padding": "SAME", "groups": 2}),
     Case("Conv2d", (2, 3, 2), (numbers(2, 2, 4, 3),), {"stride": 2, "padding": ((1, 0), (0, 1))}),
     Case("Conv3d", (1, 2, 2), (numbers(1, 3, 2, 3),), call=lambda module, x: module(x)),
-    Case("Embedding", (5, 3), (np.array([1, 4, -1, 1]),)),
+    Case("Embedding", (5, 3), (np.array([1, 4, -1, 2, 1]),)),
     Case("LayerNorm", (4,), (numbers(3, 4),), **NO_KEY),
     Case("LayerNorm", ((2, 3),), (numbers(2, 2, 3),), {"use_weight": False}, **NO_KEY),
     Case("RMSNorm", (4,), (numbers(3, 4),), **NO_KEY),

@@ -45,7 +45,7 @@ def _cross(module, x, memory, mask):
     return module(x, memory, mask=mask, decode=False)
 
 
-TOKENS = np.array([[1, 4, -1, 1]])
+TOKENS = np.array([[1, 4, -1, 2, 1]])
 PADDED = np.array([[1, 1, 0], [1, 0, 1]], bool)[:, None, None]
 PAIRS = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1]], bool)
 

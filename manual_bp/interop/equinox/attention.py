@@ -74,7 +74,7 @@ class MultiheadAttention(eqx.nn.MultiheadAttention):
             mask = jnp.asarray(mask) != 0
             mask = mask[None, None] if mask.ndim == 2 else mask[None]
         read = functions.attention(q, k, v, mask=mask, block=BLOCK)
-        return _project(self.output_proj, read.reshape(len(query), -1))
+        return _project(self.output_proj, read[0].reshape(len(query), -1))
 
 
 def _project(part: Any, x: jax.Array) -> jax.Array:
