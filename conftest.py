@@ -7,6 +7,9 @@ import pytest
 import manual_bp
 import verify
 
+collect_ignore = ["tests/on_eight_devices.py", "tests/on_meshes.py"]
+"""What tests run in a process of its own, with eight devices."""
+
 
 @pytest.fixture(autouse=True)
 def _names(doctest_namespace):
