@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from verify.scale import __main__ as scale
+from verify.scale import comparison
 from verify.scale.collectives import Traffic, collectives, total
 from verify.scale.meshes import auto_mesh, batch, fully_sharded, replicated, tensor_parallel
 
@@ -104,6 +107,18 @@ def test_a_loop_of_unknown_length_with_collectives_raises():
 def test_another_text_than_a_compiled_program_raises():
     with pytest.raises(ValueError, match=r"give compiled.as_text\(\)"):
         collectives(jax.jit(jax.numpy.sin).lower(1.0).as_text())
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_command_prints_both_and_fails_where_ours_has_more(monkeypatch, capsys, number):
+    case, layout = comparison.fused(), comparison.MAPPED
+    both = {"ours": lambda: Traffic(number, 2048), "theirs": lambda: Traffic(2, 1024)}
+    each = SimpleNamespace(case=case, layout=layout, **both)
+    monkeypatch.setattr(comparison, "virtual_devices", lambda: None)
+    monkeypatch.setattr(comparison, "comparisons", lambda: [each])
+    assert scale.main(["collectives"]) == (number == 3)
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-2].split("│")[1:-1]]
+    assert row == ["GPT, fused head", "data, shard_map", f"{number}", "2.0", "2", "1.0"]
 
 
 # --- placements ---------------------------------------------------------------------------------
