@@ -115,6 +115,22 @@ def block(steps: int = 2048, width: int = 256, heads: int = 4) -> Pair:
     )
 
 
+def rnn(steps: int = 256, examples: int = 32, width: int = 256) -> Pair:
+    """An LSTM cell run over a sequence."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(examples, steps, width)), jnp.float32)
+    zeros = jnp.zeros((examples, width))
+
+    def loss(of: Any, model: Any, x: jax.Array) -> jax.Array:
+        return jnp.square(model(x, initial_carry=(zeros, zeros))).mean()
+
+    return flax_pair(
+        f"flax RNN(OptimizedLSTMCell), T = {steps}",
+        lambda of: of.RNN(of.OptimizedLSTMCell(width, width, rngs=nnx.Rngs(0)), rngs=False),
+        loss,
+        x,
+    )
+
+
 def equinox_block(steps: int = 2048, width: int = 256, heads: int = 4) -> Pair:
     """Attention between a norm and an MLP in equinox, mapped over positions and examples."""
 
@@ -170,5 +186,5 @@ def measure(rounds: int = 7) -> list[Row]:
     Args:
         rounds: how many times to measure each time.
     """
-    pairs = ((head(), 0.1), (block(), 0.5), (equinox_block(), 0.5))
+    pairs = ((head(), 0.1), (block(), 0.5), (rnn(), 0.8), (equinox_block(), 0.5))
     return [row for pair, target in pairs for row in (memory(pair, target), run_time(pair, rounds))]
