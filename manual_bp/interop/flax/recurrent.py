@@ -88,6 +88,11 @@ class RNN(nnx.RNN):
     Step by step, as flax runs it and with the cell's own backward, go: other cells, settings that
     the layer hasn't (gate_fn, residual), several dtypes, and where the carry is asked for.
 
+    The whole sequence's layer is made for weights that are large beside the batch, and for devices
+    that like large products. On two CPU cores an LSTM of 512 units and 4 examples takes 0.43 of the
+    time and 0.6 of the memory of flax's own; one of 256 units and 32 examples 1.2 and 0.94. There
+    nnx.RNN over our cell is the better choice: 1.0 and 0.63.
+
     Example:
         >>> from flax import nnx
         >>> import manual_bp.interop.flax as by_hand
