@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: verify test lint bench notebooks wheel clean
+.PHONY: verify test newest lint bench notebooks wheel clean
 
 verify: $(VENV)/verify.installed
 	$(BIN)/python -m verify $(ARGS)
 
 test: $(VENV)/test.installed
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# The same on Python 3.13 or newer with the newest JAX, where there is such an interpreter.
+newest:
+	.ci/newest $(ARGS)
 
 lint: $(VENV)/test.installed
 	$(BIN)/ruff check .
@@ -37,4 +41,4 @@ $(VENV)/%.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-newest build dist *.egg-info

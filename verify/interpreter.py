@@ -37,6 +37,7 @@ CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
     "closed_call": "call_jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # in jax 0.12, what the calls around it were
     "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -121,7 +122,7 @@ def _of_platform(inner: Any) -> Any:
         found = type(inner)(map(_of_platform, inner)) if not hasattr(inner, "_fields") else inner
         same = all(one is other for one, other in zip(found, inner, strict=True))
         return inner if same else found
-    if isinstance(inner, core.ClosedJaxpr):
+    if isinstance(inner, core.ClosedJaxpr) and inner.jaxpr is not inner:  # one class in jax 0.12
         jaxpr = _of_platform(inner.jaxpr)
         return inner if jaxpr is inner.jaxpr else inner.replace(jaxpr=jaxpr)
     if not isinstance(inner, core.Jaxpr):
