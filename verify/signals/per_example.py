@@ -101,7 +101,7 @@ SAMPLES = (
         (2, 2, 2),
     ),
     Sample(mbp.MultiHeadAttention(1, masked=True, soft_cap=1.5, bias=False, block=2), (2, 3, 2)),
-    Sample(mbp.MultiHeadAttention(1, attention_masked=True), (2, 2, 2)),
+    Sample(mbp.MultiHeadAttention(1, attention_masked=True, bias=False), (2, 2, 2)),
     Sample(mbp.sequential(D(2), mbp.GatedMLP(2)), (2, 2)),
     Sample(mbp.GatedMLP(1, mbp.relu), (2, 2, 2)),
     Sample(mbp.sequential(D(2), mbp.PositionEmbedding(3), mbp.LayerNorm()), (2, 2, 2)),
