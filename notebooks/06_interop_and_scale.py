@@ -225,11 +225,11 @@ plt.show()
 
 # %% [markdown]
 # Relu keeps a mask of one byte. (The whole array beside it holds zeros, which the compiler needs
-# not store, and JAX's own relu has it too.) The smooth activations keep one array, $g'(Z)$. For
-# softmax cross-entropy both keep the logits. For layer norm the normalised
-# $\hat x$ and one number for each row. For attention $Q, K, V$, the output, and two numbers for
-# each query: its backward pass makes the softmax again, block by block, and the matrix of
-# $T \times T$ weights is never there (notebook 4 derives it).
+# not store, and JAX's own relu has it too.) The smooth activations keep one array, $g'(Z)$; softmax
+# cross-entropy the logits, as optax's does; layer norm the normalised $\hat x$ and one number for
+# each row; attention $Q, K, V$, the output, and two numbers for each query. Its backward pass makes
+# the softmax again, block by block, and the matrix of $T \times T$ weights is never there (notebook
+# 4 derives it).
 #
 # This is what tracing says, before XLA sees the program. Under `jit` XLA may fuse operations and
 # drop copies, so what is saved in the end must be measured in compiled programs.
@@ -238,7 +238,8 @@ plt.show()
 #
 # Most models are written with somebody's modules. `manual_bp.interop.flax` has flax.nnx's names,
 # `manual_bp.interop.equinox` equinox's: same constructors, same parameters, same state. A GPT block
-# as one writes it in flax takes either, here as the argument `nn`; in a file one changes
+# as one writes it in flax takes either, here as the argument `nn`. In a file one changes the first
+# of these lines to the second:
 #
 # ```python
 # from flax.nnx import LayerNorm, Linear, MultiHeadAttention, gelu
@@ -263,8 +264,9 @@ class Block(flax.nnx.Module):
 
 
 def flax_gradient(nn, width, heads, kind=Block):
-    """The gradient of a scalar of the block as a function of its state and x, and the state."""
-    graph, state = flax.nnx.split(kind(nn, width, heads, flax.nnx.Rngs(0)))
+    """The gradient of a scalar of the block, of its state and x; and the shapes of the state."""
+    model = flax.nnx.eval_shape(lambda: kind(nn, width, heads, flax.nnx.Rngs(0)))
+    graph, state = flax.nnx.split(model)
 
     def loss(state, x):
         return jnp.square(flax.nnx.merge(graph, state)(x)).mean()
@@ -275,7 +277,14 @@ def flax_gradient(nn, width, heads, kind=Block):
 stock_gradient, state = flax_gradient(flax.nnx, 8, 2)
 our_gradient, same_state = flax_gradient(manual_bp.interop.flax, 8, 2)
 assert jax.tree.structure(state) == jax.tree.structure(same_state)
-few = rng.normal(size=(2, 5, 8))
+
+
+def drawn(shapes):
+    """Arrays of these shapes: biases of 0 and scales of 1 would hide mistakes."""
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+
+
+state, few = drawn(state), rng.normal(size=(2, 5, 8))
 judged(
     "flax GPT block, all gradients: one import changed",
     judges.same(our_gradient, stock_gradient, state, few),
@@ -305,10 +314,11 @@ judged("a norm forgotten", judges.same(forgetful_gradient, stock_gradient, state
 
 
 # %%
-def equinox_gradient(nn, width, activation=jax.nn.gelu):
+def equinox_gradient(nn, width):
     """The same for an MLP with two hidden layers."""
-    model = nn.MLP(width, width, 4 * width, 2, activation=activation, key=jax.random.key(0))
-    arrays, rest = eqx.partition(model, eqx.is_inexact_array)
+    make = partial(nn.MLP, width, width, 4 * width, 2, activation=jax.nn.gelu)
+    model = eqx.filter_eval_shape(make, key=jax.random.key(0))
+    arrays, rest = eqx.partition(model, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     leaves, structure = jax.tree.flatten(arrays)
 
     def loss(leaves, x):
@@ -322,7 +332,7 @@ stock_mlp, leaves = equinox_gradient(eqx.nn, 3)
 our_mlp, _ = equinox_gradient(manual_bp.interop.equinox, 3)
 judged(
     "equinox MLP, all gradients: one import changed",
-    judges.same(our_mlp, stock_mlp, leaves, rng.normal(size=(4, 3))),
+    judges.same(our_mlp, stock_mlp, drawn(leaves), rng.normal(size=(4, 3))),
 )
 
 # %% [markdown]
@@ -389,7 +399,7 @@ assert ours[0] <= 0.1 * theirs[0] and ours[2] < 0.25 * theirs[2]
 #
 # A function with a rule attached must stand wherever a function may. `python -m verify --only
 # interop` prints the matrix: each layer, loss, functional form and activation in each context, all
-# judged. Here, five of the contexts on a small classifier, with our functions and with plain JAX.
+# judged. Here, some of the contexts on a small classifier, with our functions and with plain JAX.
 
 # %%
 small = mbp.mlp((4, 3, 3, 2), hidden=mbp.tanh)
@@ -537,8 +547,10 @@ for again in (False, True):
     )
 
 # %% [markdown]
-# Without checkpoints ours keeps much less of a smooth activation. With them there is nothing left
-# to save: what is kept are the inputs of the layers.
+# In the MLP above XLA could save by itself what autodiff keeps of gelu, by computing it again. Here
+# it can't: what a turn keeps is a result of the loop. So here ours, which keeps one array instead
+# of five, needs much less. With checkpoints there is nothing left to save: what is kept are the
+# inputs of the layers.
 #
 # **Forward mode** asks another question: how does the output move when the input moves along a
 # given direction? A layer has a rule for errors, which go backward, and none for tangents. So JAX
@@ -774,8 +786,9 @@ for local, mesh, given, found in (
 #
 # Under `jit` nobody writes collectives: XLA derives them from the placements, as the section before
 # did by hand. `verify.scale.collectives` reads the compiled program and counts them, each as often
-# as it runs. Here for the MLP of section 4 with 1024 examples, its gradient by hand and by
-# `jax.grad`. Nothing is run: to count, one compiles.
+# as it runs. The bytes of one are those of its result or its operands on one device, whichever are
+# more. Here for the MLP of section 4 with 1024 examples, its gradient by hand and by `jax.grad`.
+# Nothing is run: to count, one compiles.
 
 # %%
 M = 1024
@@ -809,7 +822,22 @@ numbers = sum(leaf.size for leaf in jax.tree.leaves(params))
 assert traffic["data", "by hand"]["all-reduce"].bytes == 4 * (numbers + 1)
 assert traffic["tensor", "by hand"]["all-reduce"].bytes == 3 * 4 * M * 64
 assert traffic["fully sharded", "by hand"]["all-gather"].bytes == 4 * numbers
-print(f"parameters: {numbers}, of 4 bytes each")
+held = sum(
+    np.prod(place.shard_shape(leaf.shape))
+    for leaf, place in zip(
+        *map(jax.tree.leaves, (params, meshes.tensor_parallel(params, data4_model2))), strict=True
+    )
+)
+both = traffic["data × tensor", "by hand"]["all-reduce"].bytes
+assert both == 3 * 4 * (M // 4) * 64 + 4 * (held + 1)
+print(f"parameters: {numbers}, of 4 bytes each; with model = 2 a device holds {held}")
+
+few_rows = Case("MLP", network, loss, shape(32, 64), shape(32, dtype=jnp.int32))
+found = collectives(LAYOUTS[-1].compiled(few_rows.by_hand, few_rows).as_text())
+print(
+    "fully sharded, 32 examples:",
+    ", ".join(f"{t.count} {k} ({t.kib:g} KiB)" for k, t in found.items()),
+)
 
 # %% [markdown]
 # Each of these numbers is one of the formulas.
@@ -821,8 +849,11 @@ print(f"parameters: {numbers}, of 4 bytes each")
 # - *data × tensor*: the three, of a quarter of the examples; and the all-reduce of gradients, of
 #   half of the parameters where they are divided.
 # - *fully sharded*: each of the eight arrays is gathered once, and serves forward and backward. The
-#   sum is an all-reduce here, of which each device takes its part: XLA for CPUs has no pass that
-#   makes a reduce-scatter of the two. The program of section 5 has the reduce-scatter.
+#   sum is an all-reduce here, of which each device then takes its part: the compiler for CPUs
+#   doesn't make a reduce-scatter of the two. The program of section 5 has one.
+#
+# XLA is free to do otherwise. With 32 examples it finds that activations are smaller than weights,
+# and moves these instead, as the last line printed shows.
 #
 # The gradient by hand has exactly the collectives of `jax.grad`'s. It must: the sums are in the
 # mathematics. `python -m verify.scale collectives` prints the table for an MLP, a ResNet and a GPT,
@@ -869,6 +900,11 @@ def by_grad(params, x, y):
     return jax.lax.pmean(jax.grad(mean_loss)(params, x, y), "data")
 
 
+def of_pmean(params, x, y):
+    """The gradient of the mean over devices of the loss."""
+    return jax.grad(lambda params: jax.lax.pmean(mean_loss(params, x, y), "data"))(params)
+
+
 right = mbp.manual_grads(lin_params, lin_x, lin_y, **task)
 print(f"{'one device':<38} dW = {right.W.ravel()}")
 for check_vma in (True, False):
@@ -879,6 +915,8 @@ for check_vma in (True, False):
         name = f"pmean {local.__name__}, check_vma={check_vma}"
         print(f"{name:<38} dW = {found.W.ravel()}: × {times:g}")
         assert same == (local is by_hand or not check_vma) and times == (1 if same else 8)
+found = mapped(of_pmean)(lin_params, lin_x, lin_y)
+equal("grad of the pmean of the loss, check_vma=True", found, right)
 
 # %% [markdown]
 # Parameters are the same on all devices, and `jax.grad` takes the gradient of what *all* of these
@@ -888,8 +926,8 @@ for check_vma in (True, False):
 # fails; the learning rate is eight times what was meant. With `check_vma=False` JAX doesn't know
 # what is the same everywhere, doesn't sum, and the line is right. Ours is right with both.
 #
-# With `jax.grad` and `check_vma` the line that is right takes the gradient of the `pmean` of the
-# *loss*.
+# With `jax.grad` and `check_vma` the line that is right is the gradient of the `pmean` of the
+# *loss*, the last one printed.
 #
 # **Weights.** When examples count differently, or some not at all, local means must not be
 # averaged. Say what each example counts in the whole, $w_i / \sum_j w_j$, and *add* the local
@@ -1026,6 +1064,7 @@ for backward in (naive, mended):
 
 # %%
 runs = json.loads(Path("06_training.json").read_text())
+assert all(run["settings"] == runs["one device"]["settings"] for run in runs.values())
 assert len({run["text"] for run in runs.values()}) == 1
 first, *others = (np.array(run["losses"]) for run in runs.values())
 fig, (left, right_axis) = plt.subplots(1, 2, figsize=(12.5, 3.9))
