@@ -499,9 +499,12 @@ axis.set_title(f"{len(H)} × {len(H)} second derivatives of the loss")
 fig.colorbar(shown, ax=axis, shrink=0.8)
 plt.show()
 eigenvalues = np.linalg.eigvalsh(np.asarray(H, np.float64))
+assert eigenvalues[0] < 0 < eigenvalues[-1]
 print(f"eigenvalues from {eigenvalues[0]:.3f} to {eigenvalues[-1]:.3f}")
 
 # %% [markdown]
+# It has eigenvalues of both signs: in all parameters together the loss isn't convex.
+#
 # **`scan` over layers, with `checkpoint`.** Deep networks are compiled as one layer in a loop. Each
 # turn keeps its residuals; under `jax.checkpoint` it keeps its input alone, and computes the rest
 # again on the way back. Both take our layers as they are.
@@ -696,17 +699,17 @@ for name, mesh in {"Auto": data8, "Explicit": explicit}.items():
 #
 # This is data parallelism: one all-reduce, of all gradients and the loss.
 #
-# **Units are divided (Megatron).** A pair of layers, $A = g(X W_1^{\mathsf T})$ and
-# $\text{out} = A W_2^{\mathsf T}$. Device $d$ has some units: their rows $W_{1,d}$ and their
-# columns $W_{2,d}$.
+# **Units are divided (Megatron).** A pair of layers, $A = \sigma(X W_1^{\mathsf T})$ and
+# $\text{out} = A W_2^{\mathsf T}$, with an activation $\sigma$ (Megatron has another use for the
+# letter $g$). Device $d$ has some units: their rows $W_{1,d}$ and their columns $W_{2,d}$.
 #
-# $$A_d = g(X W_{1,d}^{\mathsf T}), \qquad
+# $$A_d = \sigma(X W_{1,d}^{\mathsf T}), \qquad
 # \text{out} = \underbrace{\sum_d}_{g:\ \text{all-reduce}} A_d W_{2,d}^{\mathsf T}$$
 #
 # since a product contracts over units. Backward, the error of out is whole on each device, and
 #
 # $$dW_{2,d} = d\text{out}^{\mathsf T} A_d, \quad
-# dZ_d = (d\text{out}\, W_{2,d}) \odot g'(Z_d), \quad dW_{1,d} = dZ_d^{\mathsf T} X, \qquad
+# dZ_d = (d\text{out}\, W_{2,d}) \odot \sigma'(Z_d), \quad dW_{1,d} = dZ_d^{\mathsf T} X, \qquad
 # dX = \underbrace{\sum_d}_{f:\ \text{all-reduce}} dZ_d W_{1,d} .$$
 #
 # Gradients of weights need nobody. One sum forward and one backward, of $m \times n$ numbers,
@@ -726,7 +729,42 @@ for name, mesh in {"Auto": data8, "Explicit": explicit}.items():
 # | copy to all devices | $v \mapsto (v, \dots, v)$ | sum over devices (all-reduce) |
 # | sum over devices | $(v_d) \mapsto \sum_d v_d$ | copy to all devices |
 # | all-gather | $(v_d) \mapsto (\text{concat}, \dots)$ | reduce-scatter |
-#
+
+# %% [markdown]
+# The pair in a picture, on two of the devices: what stays on one device, and the two places where
+# something crosses.
+
+# %%
+FORWARD = ("$X$", r"$A_d = \sigma(X W_{1,d}^{\mathsf{T}})$", r"$A_d W_{2,d}^{\mathsf{T}}$", "out")
+BACKWARD = ("$dX$", "$dZ_d W_{1,d}$", r"$dZ_d = (d\mathrm{out}\, W_{2,d}) \odot \sigma'$", "$d$out")
+fig, axes = plt.subplots(2, 1, figsize=(11.5, 4.8))
+for axis, names, way, crossing, title in (
+    (axes[0], FORWARD, 1, (2, 3), "forward: $g$ sums, $f$ copies"),
+    (axes[1], BACKWARD, -1, (0, 1), "backward: $f$ sums, $g$ copies"),
+):
+    for lane in (0, 1):
+        for place, name in enumerate(names):
+            whole = place in (0, 3)  # the same on all devices
+            box = {"boxstyle": "round,pad=0.4", "ec": GREY, "fc": "#DDDDDD" if whole else "white"}
+            text = name.replace("_d", f"_{lane}").replace(",d", f",{lane}")
+            axis.text(place, 1 - lane, text, ha="center", va="center", bbox=box, fontsize=11)
+        for place in range(3):
+            start, end = (place + 0.36, place + 0.64)[::way]
+            sums = (place, place + 1) == crossing
+            arrow = {"arrowstyle": "-|>", "color": RED if sums else GREY, "lw": 1.8}
+            axis.annotate("", (end, 1 - lane), (start, 1 - lane), arrowprops=arrow)
+            if sums:
+                axis.annotate("", (end, lane), (start, 1 - lane), arrowprops=arrow)
+    middle = sum(crossing) / 2
+    axis.text(middle, 1.28, "all-reduce", color=RED, ha="center", fontsize=10.5)
+    for lane in (0, 1):
+        axis.text(-0.62, 1 - lane, f"device {lane}", ha="right", va="center", fontsize=10.5)
+    axis.set(xlim=(-1.0, 3.3), ylim=(-0.4, 1.5), xticks=[], yticks=[], title=title)
+    axis.spines[:].set_visible(False)
+fig.suptitle("A pair of layers, divided by units (grey boxes: the same on all devices)")
+plt.show()
+
+# %% [markdown]
 # Here both are written out, each as the code of one device in `shard_map`, with the formulas above
 # line by line. All numbers are small integers, so that sums are exact in any order.
 
@@ -1069,7 +1107,9 @@ assert len({run["text"] for run in runs.values()}) == 1
 first, *others = (np.array(run["losses"]) for run in runs.values())
 fig, (left, right_axis) = plt.subplots(1, 2, figsize=(12.5, 3.9))
 left.plot(first, color="black", linewidth=2)
-left.set(xlabel="step", ylabel="loss per character (nats)", title="all five runs: one curve")
+left.set(
+    xlabel="step", ylabel="loss per character (nats)", title="in one process and in two: one curve"
+)
 apart = [np.abs(other - first) for other in others]
 for (name, run), difference, colour in zip(
     list(runs.items())[1:], apart, (BLUE, ORANGE, GREEN, RED), strict=True
@@ -1154,7 +1194,7 @@ def on_eight_devices(backward):
 
         def rule(kept, dout):
             found.update(backward(*kept, dout))
-            return found["dgamma"], found["dx"]
+            return found.get("dgamma"), found.get("dx")
 
         scale = jax.custom_vjp(lambda gamma, x: gamma * x)
         scale.defvjp(lambda gamma, x: (gamma * x, (gamma, x)), rule)
@@ -1164,7 +1204,7 @@ def on_eight_devices(backward):
         )
         dgamma, dx = program(gamma, x)
         given = {"dgamma": dgamma, "dx": dx}
-        return {name: None if found[name] is None else given[name] for name in given}
+        return {name: None if found.get(name) is None else given[name] for name in given}
 
     return gradients
 
