@@ -311,6 +311,12 @@ judged("a norm forgotten", judges.same(forgetful_gradient, stock_gradient, state
 
 # %% [markdown]
 # **equinox** models are pytrees, and their modules are of one example; `jax.vmap` does the rest.
+# The lines to exchange are
+#
+# ```python
+# from equinox.nn import MLP
+# from manual_bp.interop.equinox import MLP
+# ```
 
 
 # %%
@@ -333,6 +339,23 @@ our_mlp, _ = equinox_gradient(manual_bp.interop.equinox, 3)
 judged(
     "equinox MLP, all gradients: one import changed",
     judges.same(our_mlp, stock_mlp, drawn(leaves), rng.normal(size=(4, 3))),
+)
+
+# %% [markdown]
+# **Weights go over, too.** `from_module` makes a layer of the library of a module, and `to_module`
+# the way back. So whatever the library reads off a backward pass, it reads off a model that was
+# made elsewhere: here the norm of each example's gradient (notebook 5 has more).
+
+# %%
+theirs = eqx.nn.MLP(4, 2, 8, 2, activation=jax.nn.gelu, key=jax.random.key(0))
+here, here_params, _ = manual_bp.interop.equinox.from_module(theirs)
+again = manual_bp.interop.equinox.to_module(here, here_params)
+few_x, few_y = jnp.array(rng.normal(size=(3, 4)), jnp.float32), jnp.array([0, 1, 1])
+print(here)
+print("‖g_i‖ of three examples:", mbp.per_example_norms(here_params, few_x, few_y, network=here))
+equal(
+    "equinox, manual_bp, equinox again: the weights",
+    *(eqx.filter(model, eqx.is_array) for model in (again, theirs)),
 )
 
 # %% [markdown]
@@ -1079,7 +1102,7 @@ for backward in (naive, mended):
 # cotangent = jax.lax.psum(cotangent, tuple(shared))
 # ```
 #
-# the transpose of the copy once more. `as_function` does it for every layer; that's what makes
+# the transpose of the copy once more. `as_function` does it for every layer; that is what makes
 # the columns of devices in `python -m verify --only interop` green.
 #
 # ## 9. Training on one device, on eight, in two processes
@@ -1240,11 +1263,12 @@ assert not check_answer(on_eight_devices(of_one_device), *exercise_2)
 # <details>
 # <summary>Answers</summary>
 #
-# a. Data: all gradients, $8n^2$ numbers. Tensor: $f$ and $g$, $2mn$. So from $m = 4n$ on.
+# a. Data: all gradients, $8n^2$ numbers. Tensor: $f$ and $g$, $2mn$. Equal at $m = 4n$: with more
+# examples data parallelism tells less.
 #
-# b. Adam divides the mean gradient by the root of the mean square: a factor goes out. It stays in
-# front of what isn't scaled with it: clipping by the global norm clips eight times as often,
-# weight decay that is added to the gradient counts an eighth, and $\epsilon$ too.
+# b. Adam divides the mean gradient by the root of the mean square, and a factor of both drops out.
+# It shows where something isn't scaled with it: a global norm is clipped at an eighth of what was
+# meant, and weight decay that is added to the gradient counts an eighth.
 #
 # c. None. A norm is of one example, and each example lies on one device; what is summed are the
 # clipped gradients, by the same all-reduce.
