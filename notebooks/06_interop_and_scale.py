@@ -42,6 +42,7 @@ import jax
 # Both must be said before JAX starts its devices, which the first array does.
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_pprint_use_color", False)  # jaxprs in black
 
 import json
 from functools import partial
@@ -134,7 +135,7 @@ print(f"JAX {jax.__version__}: {len(jax.devices())} {jax.devices()[0].platform} 
 # that calls it runs our backward pass in place of its own.
 
 # %%
-layer = mbp.Dense(2, mbp.tanh)
+layer = mbp.Dense(2, mbp.relu)
 f = as_function(layer)
 x = jnp.array(rng.normal(size=(4, 3)), jnp.float32)
 params = layer.init(jax.random.key(0), x)
@@ -151,7 +152,7 @@ print(jax.make_jaxpr(f)(params, x))
 # %%
 def plain(params, x):
     """The same layer, left to autodiff."""
-    return jnp.tanh(x @ params.W.T + params.b)
+    return jax.nn.relu(x @ params.W.T + params.b)
 
 
 def backward_program(function, *args):
@@ -164,10 +165,10 @@ print("By hand:", backward_program(f, params, x))
 print("\nBy autodiff:", backward_program(plain, params, x))
 
 # %% [markdown]
-# Ours is the page of the notes, line by line: $dZ = dA \odot g'(Z)$, $dW = dZ^{\mathsf T} X$,
-# $db = \sum dZ$, $dX = dZ\,W$. It is a program of $W$, $X$ and $g'(Z) = 1 - A^2$. ($b$ is there
-# too, unread, and costs nothing: it is the parameter itself.) Autodiff's keeps two arrays for tanh
-# where ours keeps one, $A$ and $1 - A$, and multiplies the error by $(1 - A)$ and by $1 + A$.
+# Ours is the page of the notes, line by line: $dZ = dA \odot g'(Z)$, where $g'$ is 0 or 1;
+# $dW = dZ^{\mathsf T} X$, $db = \sum dZ$, $dX = dZ\,W$. It is a program of $W$, $X$ and a mask of
+# one byte for each unit. ($b$ is there too, unread, and costs nothing: it is the parameter itself.)
+# Autodiff keeps the same here, and arrives at the same products, with some transposes around them.
 #
 # For one dense layer there is little to gain. It is different where a formula is made of many
 # operations. Each operation keeps what its own derivative needs, and doesn't know that the next
@@ -686,7 +687,7 @@ for name, (place, mesh) in PLACEMENTS.items():
     step = jax.jit(gradient, out_shardings=(meshes.replicated(0, mesh), places))
     J, grads = step(jax.device_put(params, places), *jax.device_put((x, y), meshes.batch(mesh)))
     spec = grads[0].W.sharding.spec
-    print(f"{' '.join(name.split()):<34} J = {J:.6f}, one device {alone:.6f}; dW1 lies at {spec}")
+    print(f"{' '.join(name.split()):<37} J = {J:.6f}, one device {alone:.6f}; dW1 lies at {spec}")
 
 # %% [markdown]
 # **Auto and Explicit.** On an *Auto* mesh types say nothing of devices, and XLA propagates the
