@@ -168,7 +168,8 @@ print("\nBy autodiff:", backward_program(plain, params, x))
 # Ours is the page of the notes, line by line: $dZ = dA \odot g'(Z)$, where $g'$ is 0 or 1;
 # $dW = dZ^{\mathsf T} X$, $db = \sum dZ$, $dX = dZ\,W$. It is a program of $W$, $X$ and a mask of
 # one byte for each unit. ($b$ is there too, unread, and costs nothing: it is the parameter itself.)
-# Autodiff keeps the same here, and arrives at the same products, with some transposes around them.
+# Autodiff keeps the same here, and zeros that nothing reads. It arrives at the same products, with
+# some transposes around them.
 #
 # For one dense layer there is little to gain. It is different where a formula is made of many
 # operations. Each operation keeps what its own derivative needs, and doesn't know that the next
