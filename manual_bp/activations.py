@@ -284,7 +284,9 @@ class Selu(Activation, initializer=lecun):
 
     def derivative(self, z: jax.Array) -> jax.Array:
         at_zero = jnp.multiply(self.SCALE, self.ALPHA)  # in the program, not rounded before
-        return jnp.where(z > 0, self.SCALE, at_zero * _exp_below(jnp.minimum(z, 0)))
+        below = jnp.minimum(z, 0)
+        near = at_zero + at_zero * jnp.expm1(below)  # one rounding less than λα (1 + expm1)
+        return jnp.where(z > 0, self.SCALE, jnp.where(below > -0.5, near, at_zero * jnp.exp(below)))
 
     def curvature(self, z: jax.Array) -> jax.Array:
         return jnp.where(z > 0, 0, self.derivative(z))

@@ -190,6 +190,9 @@ def tree_sharded_like(tree: Tree, like: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(leaves, jax.tree.leaves(like), strict=True)
     return jax.tree.unflatten(structure, [sharded_like(*pair) for pair in pairs])
+def zeros_like(x: Any, dtype: Any = None) -> Any:
+    """Zeros where x is, also for a mesh that nobody has set: jnp.zeros_like forgets it there."""
+    return sharded_like(jnp.zeros_like(x, dtype), x)
 
 
 def beside(param: Any, x: Any) -> Any:

@@ -77,6 +77,7 @@ from manual_bp.layers._attention import (
     to_keys,
     where,
 )
+from manual_bp.sharding import zeros_like
 
 
 class Grid(NamedTuple):
@@ -172,8 +173,8 @@ def forward(
             _put(largest, now, i),
         ), None
 
-    zeros = jnp.zeros_like(queries)
-    start = (zeros, zeros[..., :1], jnp.full_like(zeros[..., :1], lowest(q)))
+    zeros = zeros_like(queries)
+    start = (zeros, zeros[..., :1], zeros[..., :1] + lowest(q))
     (numerator, denominator, largest), _ = jax.lax.scan(add_block, start, grid.needed(how))
     denominator = at_least_one(denominator)
     kept = Kept(_joined(largest, q), _joined(1 / denominator, q))
@@ -221,7 +222,7 @@ def backward(
         return (_put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)), None
 
     dtype = accumulation_dtype(q, dout)
-    start = tuple(jnp.zeros_like(each, dtype) for each in (of_rows[0], *of_columns))
+    start = tuple(zeros_like(each, dtype) for each in (of_rows[0], *of_columns))
     (dq, dk, dv), _ = jax.lax.scan(add_block, start, grid.needed(how))
     return how.scale * _joined(dq, q), how.scale * _joined(dk, k), _joined(dv, v)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from manual_bp.activation import check_floating
 from manual_bp.layer import Layer, Tree, check_taken
-from manual_bp.sharding import as_carry, axes_of, divided, sharded_like, undivided
+from manual_bp.sharding import as_carry, axes_of, divided, sharded_like, undivided, zeros_like
 
 
 class Recurrent(Layer):
@@ -185,7 +185,7 @@ def first_state(
             a scan's carry must.
     """
     if state is None:
-        return jnp.zeros_like(steps[0, :, : like.shape[1]], like.dtype)
+        return zeros_like(steps[0, :, : like.shape[1]], like.dtype)
     if not hasattr(state, "dtype") or not jnp.issubdtype(state.dtype, jnp.floating):
         given = f"{state.dtype}" if hasattr(state, "dtype") else type(state).__name__
         raise TypeError(

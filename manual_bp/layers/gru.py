@@ -72,7 +72,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import by_rows, sharded_like, whole
+from manual_bp.sharding import by_rows, sharded_like, whole, zeros_like
 
 
 class Params(NamedTuple):
@@ -208,7 +208,7 @@ class GRU(Recurrent):
 
         dout = sharded_like(time_first(dout), before)
         each = (dout, before, arguments, real)
-        dh, dp = jax.lax.scan(step, jnp.zeros_like(final), each, reverse=not self.reverse)
+        dh, dp = jax.lax.scan(step, zeros_like(final), each, reverse=not self.reverse)
         r = sigmoid.value(arguments[0].astype(dh.dtype)).astype(dp.dtype)
         dq_n = dp[..., 2 * self.features :] * r  # again, which takes less memory than to keep it
         return dp, dq_n, dh

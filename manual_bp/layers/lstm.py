@@ -74,7 +74,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import by_rows, sharded_like, whole
+from manual_bp.sharding import by_rows, sharded_like, whole, zeros_like
 
 
 class Params(NamedTuple):
@@ -204,7 +204,7 @@ class LSTM(Recurrent):
             dz = where_real(real, dz, jnp.zeros_like(dz))
             return where_real(real, State(dz @ U, dc), State(dh, dstate.c)), dz
 
-        at_end = jax.tree.map(jnp.zeros_like, residuals.final)
+        at_end = jax.tree.map(zeros_like, residuals.final)
         dout = sharded_like(time_first(dout), residuals.before.h)
         each = (dout, residuals.before.c, residuals.z, residuals.real)
         dstate, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)

@@ -62,7 +62,7 @@ from manual_bp.layers._recurrence import (
     time_first,
     where_real,
 )
-from manual_bp.sharding import by_rows, sharded_like, whole
+from manual_bp.sharding import by_rows, sharded_like, whole, zeros_like
 
 
 class Params(NamedTuple):
@@ -182,7 +182,7 @@ class RNN(Recurrent):
             dz = where_real(real, dz, jnp.zeros_like(dz))
             return where_real(real, dz @ U, dh), dz
 
-        at_end = jnp.zeros_like(residuals.final)
+        at_end = zeros_like(residuals.final)
         dout = sharded_like(time_first(dout), residuals.before)
         each = (dout, residuals.kept, residuals.real)
         dh, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
