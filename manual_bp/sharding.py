@@ -71,7 +71,8 @@ def placed_like(cotangent: Any, kind: Any) -> Any:
     alike = varying(kind) - varying(mine)
     if alike:
         cotangent = jax.lax.pcast(cotangent, tuple(sorted(alike)), to="varying")
-    if jax.typeof(cotangent).sharding != kind.sharding:
+    # A primal on no mesh, such as one made before the mesh was set, asks for no place on it.
+    if kind.sharding.mesh.axis_names and jax.typeof(cotangent).sharding != kind.sharding:
         cotangent = jax.sharding.reshard(cotangent, kind.sharding)
     return cotangent
 
@@ -190,6 +191,8 @@ def tree_sharded_like(tree: Tree, like: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(tree)
     pairs = zip(leaves, jax.tree.leaves(like), strict=True)
     return jax.tree.unflatten(structure, [sharded_like(*pair) for pair in pairs])
+
+
 def zeros_like(x: Any, dtype: Any = None) -> Any:
     """Zeros where x is, also for a mesh that nobody has set: jnp.zeros_like forgets it there."""
     return sharded_like(jnp.zeros_like(x, dtype), x)

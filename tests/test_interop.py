@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
@@ -82,6 +83,61 @@ def test_weights_of_cross_entropy_have_a_gradient_which_are_the_values():
     )
 
 
+@pytest.mark.parametrize("name", ["SquaredError", "Huber", "softmax_cross_entropy"])
+def test_what_a_weight_changes_at_0_is_the_error(name):
+    Z, Y, V = (RNG.normal(size=(3, 4)) for _ in range(3))
+    classes = np.array([1, 0, 3])
+    f, plain, target = {
+        "SquaredError": (as_loss(mbp.SquaredError()), lambda z, y: ((z - y) ** 2).sum(-1) / 2, Y),
+        "Huber": (as_loss(mbp.Huber()), lambda z, y: optax.huber_loss(z, y).sum(-1), Y),
+        "softmax_cross_entropy": (
+            functions.softmax_cross_entropy,
+            optax.softmax_cross_entropy_with_integer_labels,
+            classes,
+        ),
+    }[name]
+
+    def mixed(f):
+        along = lambda w, z: (jax.grad(lambda z: (w * f(z, target)).sum())(z) * V).sum()  # noqa: E731
+        return lambda z: jax.grad(along)(jnp.zeros(3, z.dtype), z)
+
+    assert same(mixed(f), mixed(plain), Z).ok
+
+
+def test_an_error_that_is_not_finite_counts_for_nothing_at_weight_0():
+    z = jnp.array([[jnp.nan, 1.0], [1.0, 2.0]])
+    f = as_loss(mbp.SquaredError())
+    dz = jax.grad(lambda z: (jnp.array([0.0, 1.0]) * f(z, jnp.zeros((2, 2)))).sum())(z)
+    np.testing.assert_array_equal(dz, [[0, 0], [1, 2]])
+    h, W, w = jnp.asarray(X), jnp.ones((5, 3)), jnp.array([0.0, 1.0, 1.0, 1.0])
+    J = lambda w: functions.linear_cross_entropy(h, W, jnp.array([7, 0, 1, 2]), weights=w)  # noqa: E731
+    assert jax.jit(jax.grad(J))(w)[0] == 0
+
+
+def test_scaling_the_loss_keeps_small_gradients_of_float16():
+    m = 65536
+    h = jnp.asarray(RNG.normal(size=(m, 4)), jnp.float16)
+    W = jnp.asarray(RNG.normal(size=(8, 4)) / 50, jnp.float16)
+    labels = jnp.arange(m) % 8
+    scaled = lambda h: 2.0**15 * functions.linear_cross_entropy(h, W, labels)  # noqa: E731
+    dh = jax.jit(jax.grad(scaled))(h)
+    assert dh.dtype == jnp.float16
+    assert (dh != 0).mean() > 0.999  # for dJ = 1 and weights of 1/m, most would be 0
+
+
+def test_a_gradient_of_what_was_made_before_the_mesh():
+    mesh = jax.make_mesh((1,), ("data",))
+    W = jnp.ones((4, 3))
+    with jax.set_mesh(mesh):
+        dW = jax.grad(lambda W: functions.dense(np.ones((2, 3), np.float32), W).sum())(W)
+    np.testing.assert_array_equal(dW, 2 * np.ones((4, 3)))
+
+
+def test_softmax_of_one_vector():
+    np.testing.assert_array_equal(functions.softmax(jnp.zeros(4)), np.full(4, 0.25))
+    np.testing.assert_array_equal(functions.log_softmax(jnp.zeros(1)), [0])
+
+
 # --- what can't be had is said ---------------------------------------------------------------
 
 
@@ -109,6 +165,18 @@ def test_forward_mode_over_a_layer_is_an_error():
             r"Hold it constant with jax\.lax\.stop_gradient",
         ),
         (
+            lambda: jax.grad(
+                lambda s: as_function(mbp.BatchNorm().inference())(
+                    batch_norm.Params(np.ones(3), np.zeros(3)), X, statistics=s
+                ).sum()
+            )(batch_norm.Statistics(np.zeros(3), np.ones(3))),
+            r"FrozenBatchNorm\(\): statistics has no hand-derived gradient, and one was asked for",
+        ),
+        (
+            lambda: functions.linear_cross_entropy(X[:0], X, np.zeros(0, int)),
+            r"labels have shape \(0,\), expected at least one",
+        ),
+        (
             lambda: functions.embedding(np.array([7]), np.ones((3, 2))),
             "token 7",
         ),
@@ -133,6 +201,7 @@ Q = np.ones((2, 3, 4, 2), np.float32)
         ({"mask": np.ones((2, 1, 3, 3))}, "mask must be an array of booleans, .* got float64"),
         ({"key_mask": np.ones((3,), bool)}, r"key_mask has shape \(3,\), expected \(2, 3\)"),
         ({"window": 2}, "window counts positions back: it needs causal=True"),
+        ({"q": Q[:, :0]}, "no axis but the examples' may be empty"),
         ({"block": 0}, "block must be a positive int, got 0"),
         ({"scale": -1.0}, "scale must be a positive number"),
         ({"soft_cap": "a"}, "soft_cap must be a positive number"),

@@ -154,7 +154,9 @@ def test_decoding_is_flaxs_own():
 def test_a_query_that_may_read_nothing_gives_the_bias_of_the_last_projection():
     nothing = jnp.zeros((2, 1, 3, 3), bool)
     module = attention()
-    assert (module(x, mask=nothing) == module.out.bias[...]).all()
+    bias = module.out.bias
+    assert bias is not None
+    assert (module(x, mask=nothing) == bias[...]).all()
 
 
 def test_a_projection_of_ones_own_is_called():

@@ -4,7 +4,8 @@
 
 attached by `jax.custom_jvp`. Reverse mode is its transpose, dZ = dA ⊙ g'(Z), the notes' rule; what
 it keeps is g'(Z), or a mask of one byte where g' is one of two numbers. Forward mode, Hessians and
-linearize use the same two derivatives. A third derivative is JAX's, of the formula of g''.
+linearize use the same two derivatives. A third derivative is JAX's, of the formula of g'': right
+but where that formula has an |z|, as mish's, and z is exactly 0, or where it overflows.
 
 Where g has a kink, g'' is 0 there, as g' takes one side.
 

@@ -47,8 +47,9 @@ def as_function(layer: Layer, *, observes: bool = False) -> Callable[..., Any]:
 
     Returns:
         f(params, x, **taken): params as `layer.init` makes them (for a chain of dense layers in
-        any of the notes' structures), x (m, ...), and what the layer takes by name. Each call with
-        an equal layer returns the same f, so that jit compiles it once.
+        any of the notes' structures), x (m, ...), and what the layer takes by name: of that,
+        memories and states have a gradient, and it is an error to ask for one of statistics. Each
+        call with an equal layer returns the same f, so that jit compiles it once.
 
     Raises:
         TypeError: for what is no layer; f raises what the layer does.
@@ -72,12 +73,14 @@ def as_function(layer: Layer, *, observes: bool = False) -> Callable[..., Any]:
 
 @functools.cache
 def _as_function(layer: Layer, observes: bool) -> Callable[..., Any]:
-    def forward(params: Tree, x: Any, taken: dict[str, Any]) -> tuple[Any, Tree]:
+    def forward(
+        params: Tree, x: Any, taken: dict[str, Any], fixed: dict[str, Any]
+    ) -> tuple[Any, Tree]:
         _, tree, _ = open_params(params, layer, Loss())
-        out, residuals = layer.forward(tree, x, **taken)
+        out, residuals = layer.forward(tree, x, **taken, **fixed)
         return (out, layer.observe(residuals)) if observes else out, (params, residuals, taken)
 
-    def backward(kept: Tree, dout: Any) -> tuple[Tree, Any, dict[str, Any]]:
+    def backward(kept: Tree, dout: Any) -> tuple[Tree, Any, dict[str, Any], None]:
         params, residuals, taken = kept
         _, tree, _ = open_params(params, layer, Loss())
         dout = dout[0] if observes else dout
@@ -86,16 +89,19 @@ def _as_function(layer: Layer, observes: bool) -> Callable[..., Any]:
         dtaken = {
             name: dtaken.get(name) if jax.tree.leaves(taken[name]) else None for name in taken
         }
-        return close_params(dparams, (), params, layer, Loss()), dx, dtaken
+        return close_params(dparams, (), params, layer, Loss()), dx, dtaken, None
 
-    compute = attached(forward, backward)
+    fixed_names = [name for name in layer.takes if name not in layer.differentiates]
+    what = {3: f"{layer!r}: {', '.join(fixed_names)}"} if fixed_names else {}
+    compute = attached(forward, backward, constants=what)
 
     def function(params: Tree, x: Any, **taken: Any) -> Any:
         check_arrays(params, x=x)
         check_taken(layer, taken)
         check_taken_arrays(taken)
         check_tokens(layer, x, None)
-        return compute(params, jnp.asarray(x), taken)
+        fixed = {name: taken.pop(name) for name in fixed_names}
+        return compute(params, jnp.asarray(x), taken, fixed)
 
     function.__name__ = function.__qualname__ = f"{type(layer).__name__.lower()}_function"
     function.__doc__ = f"{layer!r} of (params, x, **taken), with its hand-derived backward."
@@ -115,7 +121,8 @@ def as_loss(loss: Loss) -> Callable[..., jax.Array]:
 
     Returns:
         f(prediction, target) -> (m,) or (m, T), one number for each prediction, not averaged.
-        Targets have no gradient: it is an error to ask for one.
+        Targets have no gradient: it is an error to ask for one. Of a loss with parameters, a
+        weight of exactly 0 leaves its prediction out, of the second derivative too.
 
     Raises:
         TypeError: for what is no loss; f raises what the loss does.
@@ -147,8 +154,15 @@ def _as_loss(loss: Loss) -> Callable[..., jax.Array]:
 
     def backward(kept: Tree, dvalues: jax.Array) -> tuple[jax.Array, None, Tree]:
         prediction, target, params = kept
-        _, dparams, dprediction = loss.sweep(params, prediction, target, dvalues)
-        return dprediction.astype(prediction.dtype), None, dparams
+        if loss.parametric:
+            _, dparams, dprediction = loss.sweep(params, prediction, target, dvalues)
+            return dprediction, None, dparams
+        error = loss.error(prediction, target)
+        w = dvalues.reshape(dvalues.shape + (1,) * (error.ndim - dvalues.ndim))
+        # An error that isn't finite counts for nothing where its weight is 0. Others are multiplied
+        # there too: what w changes at 0 is the error, for who asks for that derivative.
+        idle = (w == 0) & ~jnp.isfinite(error)
+        return jnp.where(idle, 0, w * error).astype(prediction.dtype), None, ()
 
     compute = attached(forward, backward, constants={1: f"{loss!r}: the target"})
 

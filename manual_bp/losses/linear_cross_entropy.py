@@ -237,6 +237,14 @@ class LinearCrossEntropy(Loss):
 
         Under jit, what isn't used of the three isn't computed.
         """
+        values, dparams, dh = self.wide_sweep(params, prediction, target, weights)
+        dparams = jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), dparams, params)
+        return values, dparams, dh.astype(prediction.dtype)
+
+    def wide_sweep(
+        self, params: Params, prediction: jax.Array, target: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, Tree, jax.Array]:
+        """The same, gradients in the dtype in which they are summed."""
         self._check_params(params, prediction)
         dtype = accumulation_dtype(prediction, params.W)
         h, target, w, valid, counts = self._in_a_row(prediction, target, weights.astype(dtype))
@@ -244,13 +252,11 @@ class LinearCrossEntropy(Loss):
         every = together(axes_of(h)[0], *axes_of(params.W))
         h = divided(h, every, None)
         dparams, (dh, values) = over_parts(self._in_chunks, whole(params), h, target, w)
-        dparams = jax.tree.map(
-            lambda total, leaf: sharded_like(total.astype(leaf.dtype), leaf), dparams, params
-        )
+        dparams = jax.tree.map(sharded_like, dparams, params)
         values = jnp.where(valid, sharded_like(values, valid), jnp.nan)
         if counts is not None:
             values = jnp.where(counts, values, 0)
-        dh = reshape(dh.astype(prediction.dtype), prediction.shape, *axes_of(prediction))
+        dh = reshape(dh, prediction.shape, *axes_of(prediction))
         return reshape(values, weights.shape, *axes_of(prediction)[:-1]), dparams, dh
 
     def _in_chunks(

@@ -14,6 +14,7 @@ from manual_bp.interop.attaching import attached
 from manual_bp.layer import Tree
 from manual_bp.layers import _attention, _blocked_attention
 from manual_bp.layers._attention import How, Masks
+from manual_bp.sharding import undivided
 
 
 def attention(
@@ -80,6 +81,7 @@ def _attention_of(how: How, block: int | None) -> Any:
     """(q, k, v, mask, key_mask) -> out, for one setting."""
 
     def forward(q: Any, k: Any, v: Any, mask: Any, key_mask: Any) -> tuple[jax.Array, Tree]:
+        q, k, v = (undivided(each, 1, 3) for each in (q, k, v))  # each device has whole sequences
         heads = k.shape[2]
         keys = None if key_mask is None else key_mask[:, None, None, None]
         masks = Masks(keys, None if mask is None else _pairs(mask, heads))
@@ -142,6 +144,11 @@ def _check(
         raise ValueError(
             f"attention: q, k and v have shapes {q.shape}, {k.shape} and {v.shape}, expected "
             "(m, T, heads, d) and twice (m, S, kv_heads, d), heads a multiple of kv_heads."
+        )
+    if 0 in (T, S, heads, d):
+        raise ValueError(
+            f"attention: q and k have shapes {q.shape} and {k.shape}: no axis but the examples' "
+            "may be empty."
         )
     if mask is not None:
         _check_mask("mask", mask, [(a, b, T, S) for a in (m, 1) for b in (heads, 1)])

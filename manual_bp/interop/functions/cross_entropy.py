@@ -12,7 +12,7 @@ from manual_bp.gradients import weights_of
 from manual_bp.inputs import check_arrays
 from manual_bp.interop.attaching import attached
 from manual_bp.interop.function import as_loss
-from manual_bp.layer import Tree
+from manual_bp.layer import Static, Tree
 from manual_bp.losses.linear_cross_entropy import LinearCrossEntropy, Params
 from manual_bp.losses.softmax_cross_entropy import SoftmaxCrossEntropy
 
@@ -79,7 +79,7 @@ def linear_cross_entropy(
         soft_cap, label_smoothing, ignored_class, z_loss: as for LinearCrossEntropy.
 
     Returns:
-        J, a scalar.
+        J, a scalar. A weight of exactly 0 leaves its prediction out, of the second derivative too.
 
     Raises:
         TypeError, ValueError: for arguments of the wrong type or shape.
@@ -108,6 +108,11 @@ def linear_cross_entropy(
     params = Params(W, () if b is None else b)
     check_arrays(params, h=h, labels=labels, weights=weights)
     h, labels = jnp.asarray(h), jnp.asarray(labels)
+    if not labels.size:
+        raise ValueError(
+            f"linear_cross_entropy: labels have shape {labels.shape}, expected at least one: the "
+            "mean over no predictions isn't defined."
+        )
     weights = weights_of(loss, h, labels, None if weights is None else jnp.asarray(weights))
     return _weighted_sum(loss)(h, params, weights, labels)
 
@@ -123,11 +128,24 @@ def _weighted_sum(loss: LinearCrossEntropy) -> Any:
     """(h, params, weights, labels) -> J, for one setting."""
 
     def forward(h: Any, params: Tree, weights: Any, labels: Any) -> tuple[jax.Array, Tree]:
-        values, dparams, dh = loss.sweep(params, h, labels, weights)
+        # Of float16, gradients for dJ = 1 and a mean's weights would be below its smallest number,
+        # whatever dJ is to be. So they are made for weights of at most 1, and kept in float32.
+        narrow = jnp.float16 in (h.dtype, params.W.dtype)
+        largest = jnp.abs(weights).max() if narrow else jnp.ones((), weights.dtype)
+        unit = jnp.where(largest > 0, largest, 1) if narrow else largest
+        sweep = loss.wide_sweep if narrow else loss.sweep
+        values, dparams, dh = sweep(params, h, labels, weights / unit if narrow else weights)
         total = jnp.where(weights == 0, 0, weights * values).sum()
-        return total, (dh, dparams, values)
+        # a label that doesn't exist counts for nothing where its weight is 0
+        dweights = jnp.where((weights == 0) & ~jnp.isfinite(values), 0, values)
+        kinds = Static((h.dtype, *(leaf.dtype for leaf in jax.tree.leaves(params))))
+        return total, (unit, dh, dparams, dweights, kinds)
 
     def backward(kept: Tree, dJ: jax.Array) -> tuple[Any, ...]:
-        return *jax.tree.map(lambda each: (dJ * each).astype(each.dtype), kept), None
+        unit, dh, dparams, dweights, kinds = kept
+        leaves, structure = jax.tree.flatten((dh, dparams))
+        pairs = zip(leaves, kinds.value, strict=True)
+        scaled = [(dJ * unit * each).astype(kind) for each, kind in pairs]
+        return *jax.tree.unflatten(structure, scaled), (dJ * dweights).astype(dweights.dtype), None
 
     return attached(forward, backward)

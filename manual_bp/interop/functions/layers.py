@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from manual_bp.activation import Activation
 from manual_bp.activations import identity
 from manual_bp.interop.function import as_function
+from manual_bp.layer import Layer
 from manual_bp.layers import batch_norm as of_batch_norm
 from manual_bp.layers import conv as of_conv
 from manual_bp.layers import dense as of_dense
@@ -301,7 +302,7 @@ def softmax(z: Any, *, axis: int = -1) -> jax.Array:
         >>> print(softmax(jnp.zeros((1, 2))))
         [[0.5 0.5]]
     """
-    return as_function(Softmax(axis))((), z)
+    return _of_examples(Softmax(axis), z)
 
 
 def log_softmax(z: Any, *, axis: int = -1) -> jax.Array:
@@ -323,7 +324,13 @@ def log_softmax(z: Any, *, axis: int = -1) -> jax.Array:
         >>> print(log_softmax(jnp.zeros((1, 2))))
         [[-0.6931472 -0.6931472]]
     """
-    return as_function(LogSoftmax(axis))((), z)
+    return _of_examples(LogSoftmax(axis), z)
+
+
+def _of_examples(layer: Layer, z: Any) -> jax.Array:
+    """The layer's function of z; one vector alone is a batch of one."""
+    z, f = jnp.asarray(z), as_function(layer)
+    return f((), z[None])[0] if z.ndim == 1 else f((), z)
 
 
 def _affine(x: Any, scale: Any, shift: Any) -> tuple[Any, Any]:
