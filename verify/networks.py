@@ -285,7 +285,8 @@ def draw_params(rng: np.random.Generator, network: Layer | Loss, x: Any) -> Any:
 
     Matrices are scaled by the number of inputs, so that deep networks stay within float32's range.
     """
-    struct = jax.ShapeDtypeStruct(x.shape, x.dtype if x.dtype.kind in "iu" else jnp.float32)
+    dtype = jax.dtypes.canonicalize_dtype(x.dtype) if x.dtype.kind in "iu" else jnp.float32
+    struct = jax.ShapeDtypeStruct(x.shape, dtype)
     shapes = jax.eval_shape(network.init, jax.random.key(0), struct)
 
     def draw(leaf: Any) -> np.ndarray:
