@@ -130,7 +130,8 @@ def differs(ours: Any, theirs: Any, unit: float) -> np.ndarray:
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape:
         return np.array(True)
-    apart = np.array((ours != theirs) & ~((ours != ours) & (theirs != theirs)), bool)
+    with np.errstate(invalid="ignore"):  # of NaN among objects, by NumPy 2.5
+        apart = np.array((ours != theirs) & ~((ours != ours) & (theirs != theirs)), bool)
     if unit and ours.dtype == object:
         for index in np.argwhere(apart):
             a, b = ours[tuple(index)], theirs[tuple(index)]

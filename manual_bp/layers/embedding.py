@@ -141,7 +141,7 @@ class Embedding(Layer):
             reshape(dout.astype(wide), (tokens.size, self.features), *(*examples, features)[-2:]),
         )
         # A sum, as dW is: on a mesh, what devices find of their tokens travels with dW.
-        whole = exist(tokens, self.vocabulary).all(range(1, tokens.ndim)).sum(dtype=wide)
+        whole = exist(tokens, self.vocabulary).all(tuple(range(1, tokens.ndim))).sum(dtype=wide)
         dW = jnp.where(whole == math.prod(tokens.shape[:1]), dW, jnp.nan)  # m, or 1 of no axes
         return Params(sharded_like(dW.astype(params.W.dtype), params.W)), no_gradient(tokens)
 
