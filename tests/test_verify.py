@@ -267,6 +267,7 @@ DERIVED = {
     ("verify/curves.py", "nextafter"): "moves parameters by a rounding: the yardstick itself",
     ("verify/diagnosis.py", "comparison with a number"): "finds words for what is judged wrong",
     ("verify/scale/collectives.py", "rounded to digits"): "KiB of a program, for a table",
+    ("verify/scale/__main__.py", "rounded to digits"): "seconds of a file for a table",
     ("verify/text/__main__.py", "rounded to digits"): "losses and seconds of a file for pictures",
     ("tests/test_text.py", "rounded to digits"): "the same, made again",
     ("tests/test_transport.py", "finfo().eps"): "the unit roundoff, in bounds derived beside it",
