@@ -186,7 +186,7 @@ SPECS = (
                 "W of other features",
                 _run(FIVE, Params(jnp.ones((5, 4)), ())),
                 ValueError,
-                ("W has shape (5, 4)", "expected (5, 3)", "a column for each feature"),
+                ("W has shape (5, 4)", "expected (5, 3)", "a row for each class"),
             ),
             BadInput(
                 "W of integers",
