@@ -21,6 +21,9 @@ def test_the_python_blocks_run_one_after_the_other(capsys):
     assert judged == SHOWN
     assert names["grads"][0]["W"].shape == (3, 2)
     assert isinstance(names["steps"]["dZ1"], jnp.ndarray)
+    flax, by_hand, equinox, by_hand_too = names["mebibytes"]
+    assert by_hand < flax / 4
+    assert by_hand_too < equinox / 4
 
 
 def test_the_quickstart_has_at_most_15_lines():
