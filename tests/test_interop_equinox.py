@@ -28,7 +28,10 @@ class Case:
         return getattr(library, self.kind)(*self.sizes, **self.settings, **key)
 
     def __str__(self):
-        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        shown = {  # a function by its name: its address is another one in each process
+            name: getattr(value, "__name__", value) for name, value in self.settings.items()
+        }
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.kind}({settings})"
 
 

@@ -25,7 +25,10 @@ class Case:
         return getattr(library, self.kind)(*self.sizes, rngs=nnx.Rngs(0), **self.settings)
 
     def __str__(self):
-        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        shown = {  # a function by its name: its address is another one in each process
+            name: getattr(value, "__name__", value) for name, value in self.settings.items()
+        }
+        settings = ", ".join(f"{name}={value}" for name, value in shown.items())
         return f"{self.kind}({settings})"
 
 
