@@ -172,9 +172,10 @@ def test_two_processes_have_the_losses_of_one_device_and_go_on_after_kills(tmp_p
         here = [*two, f"--checkpoints={directory}"]
         (out, said, status), (_, _, killed) = by_hand(*here, of_process_1=["--kill-after=4"])
         assert killed == -signal.SIGKILL
-        assert status == 1, said
-        assert "Process 0 can't go on, most likely since another one has ended" in said
-        assert "the same commands go on from the last one" in said
+        assert status in (1, -signal.SIGABRT), said
+        if status == 1:  # else JAX's own watch over processes was quicker, and ended it
+            assert "Process 0 can't go on, most likely since another one has ended" in said
+            assert "the same commands go on from the last one" in said
         assert "process 0 reads 4 of 8 rows" in out
         done = ended(*here, "--kill-after", "8")
         assert done.returncode == 128 + signal.SIGKILL
