@@ -68,9 +68,9 @@ def placed_like(cotangent: Any, kind: Any) -> Any:
     shared = varying(mine) - varying(kind)
     if shared:
         cotangent = jax.lax.psum(cotangent, tuple(sorted(shared)))
-    alike = varying(kind) - varying(mine)
-    if alike:
-        cotangent = jax.lax.pcast(cotangent, tuple(sorted(alike)), to="varying")
+    missing = varying(kind) - varying(mine)
+    if missing:
+        cotangent = jax.lax.pcast(cotangent, tuple(sorted(missing)), to="varying")
     # A primal on no mesh, such as one made before the mesh was set, asks for no place on it.
     if kind.sharding.mesh.axis_names and jax.typeof(cotangent).sharding != kind.sharding:
         cotangent = jax.sharding.reshard(cotangent, kind.sharding)

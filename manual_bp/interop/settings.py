@@ -65,6 +65,29 @@ def served(kind: type, original: str) -> Settings:
     )
 
 
+def check_carried(refuse: Settings, layer: Any, at_the_call: str) -> None:
+    """Raise where attention has a setting that no other library's module has.
+
+    Args:
+        refuse: whose settings they are.
+        layer: our MultiHeadAttention.
+        at_the_call: how the library takes masks.
+    """
+    for name, setting in (
+        ("causal", layer.causal),
+        ("masked", layer.masked),
+        ("attention_masked", layer.attention_masked),
+    ):
+        advice = f"{at_the_call}: carry over dataclasses.replace(layer, {name}=False)."
+        refuse.check(name, setting, False, advice=advice)
+    for name, setting in (
+        ("window", layer.window),
+        ("soft_cap", layer.soft_cap),
+        ("rotary", layer.rotary),
+    ):
+        refuse.check(name, setting, None)
+
+
 def as_sizes(value: Any, axes: int) -> tuple[int, ...]:
     """A size for each axis, of one number for all, of a sequence, or of None for 1."""
     if value is None:

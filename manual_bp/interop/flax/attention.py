@@ -155,7 +155,6 @@ class MultiHeadAttention(nnx.MultiHeadAttention):
                 qkv_sharding=qkv_sharding,
             )
         refuse = served(MultiHeadAttention, "flax.nnx.MultiHeadAttention")
-        refuse.check("decode", self.decode if decode is None else decode, False)
         refuse.check("sow_weights", sow_weights, False)
         refuse.check("out_sharding", out_sharding, None)
         refuse.check("qkv_sharding", qkv_sharding, None)

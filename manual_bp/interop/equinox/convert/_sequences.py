@@ -9,7 +9,7 @@ import equinox as eqx
 
 from manual_bp.interop.equinox.convert._common import filled, for_layer, made, of_module
 from manual_bp.interop.equinox.convert._feedforward import linear_of_params, params_of_linear
-from manual_bp.interop.settings import Converted
+from manual_bp.interop.settings import Converted, check_carried
 from manual_bp.layers import dense, gru, lstm, multi_head_attention
 
 OVER_TIME = "A cell is one step: say it in the jax.lax.scan over it."
@@ -72,22 +72,7 @@ def from_attention(module: eqx.nn.MultiheadAttention) -> Converted:
 
 def to_attention(layer: Any, params: multi_head_attention.Params) -> eqx.nn.MultiheadAttention:
     refuse = for_layer(layer)
-    for name, setting in (
-        ("causal", layer.causal),
-        ("masked", layer.masked),
-        ("attention_masked", layer.attention_masked),
-    ):
-        advice = (
-            "equinox takes it at the call, mask=...: carry over "
-            f"dataclasses.replace(layer, {name}=False)."
-        )
-        refuse.check(name, setting, False, advice=advice)
-    for name, setting in (
-        ("window", layer.window),
-        ("soft_cap", layer.soft_cap),
-        ("rotary", layer.rotary),
-    ):
-        refuse.check(name, setting, None)
+    check_carried(refuse, layer, "equinox takes it at the call, mask=...")
     refuse.check("kv_heads", layer.kv_heads, None, layer.heads)
     (rows, width), (_, read) = params.Wq.shape, params.Wk.shape
     d = rows // layer.heads

@@ -8,7 +8,7 @@ from typing import Any
 import flax.nnx as nnx
 
 from manual_bp.interop.flax.convert._common import for_layer, made, of_module, value
-from manual_bp.interop.settings import Converted
+from manual_bp.interop.settings import Converted, check_carried
 from manual_bp.layers import multi_head_attention
 
 
@@ -37,22 +37,7 @@ def from_attention(module: nnx.MultiHeadAttention) -> Converted:
 
 def to_attention(layer: Any, params: multi_head_attention.Params) -> nnx.MultiHeadAttention:
     refuse = for_layer(layer)
-    for name, setting in (
-        ("causal", layer.causal),
-        ("masked", layer.masked),
-        ("attention_masked", layer.attention_masked),
-    ):
-        advice = (
-            "flax takes it at the call, module(x, is_causal=True) or mask=...: carry over "
-            f"dataclasses.replace(layer, {name}=False)."
-        )
-        refuse.check(name, setting, False, advice=advice)
-    for name, setting in (
-        ("window", layer.window),
-        ("soft_cap", layer.soft_cap),
-        ("rotary", layer.rotary),
-    ):
-        refuse.check(name, setting, None)
+    check_carried(refuse, layer, "flax takes it at the call, module(x, is_causal=True) or mask=...")
     width, rows = params.Wo.shape
     heads, d = layer.heads, rows // layer.heads
     refuse.check("scale", layer.scale, None, 1 / math.sqrt(d))
