@@ -1,7 +1,10 @@
-"""Measuring compiled programs: memory, and times of two of them in turn."""
+"""Measuring ways to the same gradient, in turn and in one process."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -9,30 +12,77 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
+import jax.numpy as jnp
+
+from benchmarks.flops import product_flops
+from benchmarks.row import OURS, RATE, Eager, Group, Row, Target, Way
+
+SHORTEST = 0.01
+"""Seconds: what takes less is run several times for one measurement."""
+PER_WAY = 2.0
+"""Seconds that each way is measured for, at most, after as many rounds as were asked for."""
+MATRIX = 1024
+"""Rows and columns of the matrices by which the machine's rate is told."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """Two measurements and the target for their ratio."""
+class Measured:
+    """What one way took; None where it can't be told."""
 
-    what: str
-    block: str
-    measured: float
-    against: float
-    unit: str
-    target: float | None = None
-    """The ratio that is aimed at, at most; None where there is no target."""
+    seconds: float | None
+    memory: int | None
+    """Bytes beside arguments and results, by `memory_analysis`."""
+    flops: int | None
+    """Of matrix products and convolutions, loops by their number of turns."""
+    cost_analysis: float | None
+    """XLA's flops, elementwise ones too, where a loop's body counts once."""
+    compile: float | None
+    """Seconds to trace, lower and compile, the median of several."""
+    rate: float | None
+    """flops in a second, over those of a matrix product in the same rounds."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row and what was measured."""
+
+    row: Row
+    ways: dict[str, Measured]
 
     @property
-    def ratio(self) -> float:
-        """What was measured over what it is held against."""
-        return self.measured / self.against
+    def ours(self) -> Measured:
+        """The way that is judged: the first."""
+        return next(iter(self.ways.values()))
+
+    def ratio(self, quantity: str, against: str) -> float | None:
+        """The first way's amount over another's; of `RATE` its own."""
+        if quantity == RATE:
+            return self.ours.rate
+        other = self.ways.get(against)
+        ours = vars(self.ours)[_FIELDS.get(quantity, quantity)]
+        theirs = other and vars(other)[_FIELDS.get(quantity, quantity)]
+        if ours is None or not theirs:
+            return None
+        return ours / theirs
+
+    def missed(self) -> list[Target]:
+        """The targets that don't hold; one that couldn't be measured isn't among them."""
+        ratios = ((each, self.ratio(each.quantity, each.against)) for each in self.row.targets)
+        return [each for each, ratio in ratios if ratio is not None and not each.holds(ratio)]
 
     def as_dict(self) -> dict[str, Any]:
-        """The row and its ratio, for JSON."""
-        return {**asdict(self), "ratio": self.ratio}
+        """All figures and ratios, for JSON."""
+        return {
+            "row": self.row.name,
+            "ways": {name: asdict(each) for name, each in self.ways.items()},
+            "targets": [
+                {**each._asdict(), "ratio": self.ratio(each.quantity, each.against)}
+                for each in self.row.targets
+            ],
+        }
+
+
+_FIELDS = {"time": "seconds"}
 
 
 def compiled(function: Callable[..., Any], *args: Any) -> Any:
@@ -46,31 +96,97 @@ def temporary_bytes(function: Callable[..., Any], *args: Any) -> int:
 
 
 def seconds_in_turn(rounds: int, *runs: Callable[[], Any]) -> list[float]:
-    """The median time of each, measured one after the other, after one round that isn't counted."""
+    """The median time of each, one after the other in every round, each round in another order.
+
+    Each is run once before it is timed: what ran before it may have emptied the caches or left
+    threads spinning. What is short is run several times for one measurement. Rounds go on beyond
+    the number asked for while all is quick.
+    """
+    counts = [_count(run) for run in runs]
     times: list[list[float]] = [[] for _ in runs]
-    for number in range(rounds + 1):
-        for each, run in zip(times, runs, strict=True):
-            started = time.perf_counter()
+    shuffled = random.Random(0)
+    started = time.perf_counter()
+    for number in itertools.count():
+        spent = time.perf_counter() - started
+        if number >= rounds and (spent > PER_WAY * len(runs) or number >= 5 * rounds):
+            return [statistics.median(each) for each in times]
+        turns = list(zip(times, runs, counts, strict=True))
+        shuffled.shuffle(turns)
+        for each, run, count in turns:
             jax.block_until_ready(run())
-            if number:
-                each.append(time.perf_counter() - started)
-    return [statistics.median(each) for each in times]
+            each.append(_time(run, count))
+    raise AssertionError
 
 
-def show(title: str, rows: list[Row]) -> None:
-    """Print the rows as a table."""
-    table = Table(title=title)
-    for name in ("", "block", "measured", "against", "ratio", "target"):
-        table.add_column(name, justify="left" if name in ("", "block") else "right")
-    for row in rows:
-        target = "" if row.target is None else f"≤ {row.target:g}"
-        missed = row.target is not None and row.ratio > row.target
-        ratio = f"{row.ratio:.2f}"
-        amounts = (f"{each:.4g} {row.unit}" for each in (row.measured, row.against))
-        table.add_row(
-            row.what, row.block, *amounts, f"[bold red]{ratio}[/]" if missed else ratio, target
+def _count(run: Callable[[], Any]) -> int:
+    """How often to run it for one measurement."""
+    jax.block_until_ready(run())
+    return math.ceil(SHORTEST / max(_time(run, 1), 1e-6))
+
+
+def _time(run: Callable[[], Any], count: int) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - started) / count
+
+
+def measure(row: Row, rounds: int = 7, compilations: int = 3) -> Result:
+    """Compile all ways of a row, and run them in turn together with a matrix product."""
+    ways = row.ways()
+    compile_times: dict[str, list[float]] = {name: [] for name in ways}
+    programs: dict[str, Any] = {}
+    for _ in range(compilations if any(t.quantity == "compile" for t in row.targets) else 1):
+        for name, way in ways.items():
+            if isinstance(way, Way):
+                started = time.perf_counter()
+                programs[name] = compiled(way.function, *way.args)
+                compile_times[name].append(time.perf_counter() - started)
+    seconds: dict[str, float] = {}
+    product_rate = math.nan
+    if row.timed:
+        runs = {name: _run(way, programs.get(name)) for name, way in ways.items()}
+        product, flops = _product()
+        *each, of_product = seconds_in_turn(rounds, *runs.values(), product)
+        seconds, product_rate = dict(zip(runs, each, strict=True)), flops / of_product
+    found = {}
+    for name, way in ways.items():
+        took = seconds.get(name)
+        if isinstance(way, Eager):
+            found[name] = Measured(took, None, None, None, None, None)
+            continue
+        flops = product_flops(way.function, *way.args)
+        found[name] = Measured(
+            took,
+            programs[name].memory_analysis().temp_size_in_bytes,
+            flops,
+            (programs[name].cost_analysis() or {}).get("flops"),
+            statistics.median(compile_times[name]),
+            flops / took / product_rate if took else None,
         )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
+    return Result(row, found)
+
+
+def _run(way: Way | Eager, program: Any) -> Callable[[], Any]:
+    return way.run if isinstance(way, Eager) else lambda: program(*way.args)
+
+
+def _product() -> tuple[Callable[[], Any], int]:
+    """A matrix product, and its flops."""
+    a = jax.random.normal(jax.random.key(0), (MATRIX, MATRIX))
+    program = compiled(jnp.matmul, a, a)
+    return lambda: program(a, a), 2 * MATRIX**3
+
+
+def mean_ratios(group: Group, results: list[Result]) -> list[tuple[Target, float | None]]:
+    """Each target for a geometric mean, and that mean."""
+    found: list[tuple[Target, float | None]] = []
+    for target in group.means:
+        ratios = [each.ratio(target.quantity, target.against) for each in results]
+        known = [ratio for ratio in ratios if ratio is not None]
+        whole = len(known) == len(group.rows)
+        found.append((target, statistics.geometric_mean(known) if whole else None))
+    return found
+
+
+__all__ = ["OURS", "Measured", "Result", "compiled", "mean_ratios", "measure", "seconds_in_turn"]
