@@ -56,7 +56,7 @@ def of_network(
     Args:
         network: what is trained.
         x, y: a batch.
-        logits: logits(params, x) as people write it, for the idiomatic way, with jax.nn.log_softmax.
+        logits: logits(params, x) as people write it, for the idiomatic way.
         loss: of the network.
     """
     params = network.init(jax.random.key(0), x)
