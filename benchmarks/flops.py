@@ -13,6 +13,9 @@ from typing import Any
 import jax
 from jax.extend import core
 
+CALLS = ("jit", "pjit")
+"""Equations whose outputs are those of one program inside."""
+
 
 def product_flops(function: Callable[..., Any], *args: Any) -> int:
     """2 x the multiplications of all products in this function's program.
@@ -25,14 +28,23 @@ def product_flops(function: Callable[..., Any], *args: Any) -> int:
         >>> product_flops(lambda x: jax.lax.scan(lambda h, _: (h @ x.T @ x, None), x, length=5), x)
         960
     """
-    return _of(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _of(jaxpr, [True] * len(jaxpr.outvars))
 
 
-def _of(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _of(jaxpr: core.Jaxpr, wanted: list[bool]) -> int:
+    """The flops of what these outputs need: XLA drops the rest, as a first layer's dx."""
+    live = {var for var, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted}
+    total = 0
+    for equation in reversed(jaxpr.eqns):
+        needed = [var in live for var in equation.outvars]
+        if any(needed) or equation.effects:
+            live.update(var for var in equation.invars if isinstance(var, core.Var))
+            total += _of_equation(equation, needed)
+    return total
 
 
-def _of_equation(equation: Any) -> int:
+def _of_equation(equation: Any, needed: list[bool]) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -43,10 +55,13 @@ def _of_equation(equation: Any) -> int:
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         out = math.prod(equation.outvars[0].aval.shape)
         return 2 * out * math.prod(kernel) // outputs
-    inner = [_of(each) for each in _jaxprs(params)]
+    inner = list(_jaxprs(params))
+    if name in CALLS:
+        return _of(inner[0], needed)
+    counts = [_of(each, [True] * len(each.outvars)) for each in inner]
     if name == "cond":
-        return max(inner, default=0)
-    return params.get("length", 1) * sum(inner) if name == "scan" else sum(inner)
+        return max(counts, default=0)
+    return params.get("length", 1) * sum(counts) if name == "scan" else sum(counts)
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import manual_bp as mbp
 from benchmarks.row import COMPILE, RATE, TIME, TORCH, Eager, Group, Row, Target, Way
