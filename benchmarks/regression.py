@@ -34,9 +34,10 @@ def key(group: str, row: str) -> str:
     return f"{group}: {row}"
 
 
-def record(findings: list[Findings], file: pathlib.Path = RECORD) -> None:
+def record(findings: list[Findings], file: pathlib.Path | None = None) -> None:
     """Write the ratios of these rows, keeping what is recorded of others."""
-    kept = json.loads(file.read_text())["ratios"] if file.exists() else {}
+    file = file or RECORD
+    kept = recorded(file) if file.exists() else {}
     new = {
         key(each.group.name, result.row.name): ratios(result)
         for each in findings
@@ -45,9 +46,9 @@ def record(findings: list[Findings], file: pathlib.Path = RECORD) -> None:
     file.write_text(json.dumps({"measured": machine(), "ratios": kept | new}, indent=1) + "\n")
 
 
-def recorded(file: pathlib.Path = RECORD) -> dict[str, Ratios]:
+def recorded(file: pathlib.Path | None = None) -> dict[str, Ratios]:
     """What is recorded of all rows."""
-    return json.loads(file.read_text())["ratios"]
+    return json.loads((file or RECORD).read_text())["ratios"]
 
 
 def worse(name: str, result: Result, known: dict[str, Ratios]) -> list[str]:
