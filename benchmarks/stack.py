@@ -1,9 +1,4 @@
-"""Layers in a scan: does the time to compile stay flat in depth, and how much memory is needed?
-
-The gradient of `stack(block, depth)` is held against that of another depth, against jax.grad of the
-same `jax.lax.scan`, written out in jax.nn, and against its own with `checkpoint`; the gradient of
-`reversible` against that of another depth.
-"""
+"""Layers in a scan: `stack`, `checkpoint` and `reversible` of dense layers."""
 
 from __future__ import annotations
 
@@ -14,170 +9,172 @@ import jax
 import jax.numpy as jnp
 
 import manual_bp as mbp
-from benchmarks.measuring import Row, compiled, seconds_in_turn, temporary_bytes
+from benchmarks.row import (
+    COMPILE,
+    IDIOMATIC,
+    MEMORY,
+    OURS,
+    SAME,
+    TIME,
+    Eager,
+    Group,
+    Row,
+    Target,
+    Way,
+)
+from benchmarks.torch_ways import of_module, tensor, torch_way
+from benchmarks.ways import by_hand, half_squares, of_layer
 from manual_bp.layer import Layer
 
-MEBIBYTE = 2**20
+DEPTH = 64
+SHALLOW = "by hand, depth 8"
+PLAIN = "by hand, without checkpoint"
 
-
-class Block(NamedTuple):
-    """A layer that keeps the shape, and the same written out."""
-
-    name: str
-    layer: Layer
-    written_out: Callable[[Any, Any], Any]
+Step = Callable[[Any, Any], Any]
+"""step(params, x) -> out, one block as people write it."""
 
 
 class Size(NamedTuple):
-    """The shape of the input: (examples, features), and of a block's inside."""
+    """Of an input: (examples, features)."""
 
     features: int
     examples: int
-    inside: int
 
     @property
-    def x(self) -> jax.ShapeDtypeStruct:
-        """Something shaped like the input."""
-        return jax.ShapeDtypeStruct((self.examples, self.features), jnp.float32)
+    def x(self) -> jax.Array:
+        """An input."""
+        return jax.random.normal(jax.random.key(1), (self.examples, self.features))
+
+    def __str__(self) -> str:
+        return f"n {self.features} x {self.examples}"
 
 
-SIZES = (Size(128, 64, 512), Size(256, 512, 1024))
-DEPTHS = (8, 64)
+SIZES = {Size(128, 64): 0.35, Size(256, 512): 0.6}
+"""The sizes, and the memory of a stack of dense blocks that is aimed at."""
 
 
-def dense(size: Size) -> Block:
-    """One dense layer with relu."""
+def scanned(step: Step) -> Step:
+    """jax.grad of the steps in a scan: (dparams, dx) of half the squares of what comes out."""
 
-    def written_out(params: Any, x: Any) -> Any:
-        return jax.nn.relu(x @ params.W.T + params.b)
+    def forward(params: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda x, each: (step(each, x), None), x, params)[0]
 
-    layer = mbp.Dense(size.features, mbp.relu)
-    return Block(f"dense {size.features}, batch {size.examples}", layer, written_out)
+    return half_squares(forward)
 
 
-def residual(size: Size, inside: int | None = None) -> Block:
+def dense(params: Any, x: Any) -> Any:
+    """One block."""
+    return jax.nn.relu(x @ params.W.T + params.b)
+
+
+def residual(params: Any, x: Any) -> Any:
     """Two dense layers, relu between them, added to their input."""
-    inside = inside or size.features
-
-    def written_out(params: Any, x: Any) -> Any:
-        ((first, second),) = params
-        hidden = jax.nn.relu(x @ first.W.T + first.b)
-        return x + hidden @ second.W.T + second.b
-
-    body = mbp.sequential(mbp.Dense(inside, mbp.relu), mbp.Dense(size.features))
-    name = f"residual {size.features}-{inside}-{size.features}, batch {size.examples}"
-    return Block(name, mbp.skip(body), written_out)
+    ((first, second),) = params
+    return x + dense(first, x) @ second.W.T + second.b
 
 
-def gradient(network: Layer) -> Callable[[Any, Any], Any]:
-    """The gradient by hand of half the squares of the network's output."""
+def coupled(params: Any, x: Any) -> Any:
+    """A reversible step."""
+    (f, g), (x1, x2) = params, jnp.split(x, 2, -1)
+    y1 = x1 + dense(f, x2)
+    return jnp.concatenate((y1, x2 + dense(g, y1)), -1)
 
-    def run(params: Any, x: Any) -> Any:
-        out, residuals = network.forward(params, x)
-        return network.backward(params, residuals, out)[0]
+
+def stack_ways(size: Size, depth: int = DEPTH, torch: bool = True) -> dict[str, Way | Eager]:
+    """A stack of dense blocks."""
+    layer = mbp.Dense(size.features, mbp.relu)
+    ways = of_layer(mbp.stack(layer, depth), size.x)
+    (params,), x = ways[OURS].args  # pyright: ignore[reportAttributeAccessIssue]
+    ways[IDIOMATIC] = Way(scanned(dense), (params, x))
+    if depth > 8:
+        ways[SHALLOW] = of_layer(mbp.stack(layer, 8), x)[OURS]
+
+    def in_torch(torch: Any) -> Any:
+        each = [torch.nn.Linear(size.features, size.features) for _ in range(depth)]
+        module = torch.nn.Sequential(*(m for one in each for m in (one, torch.nn.ReLU())))
+        return of_module(
+            torch, module, tensor(torch, x), lambda out: 0.5 * (out**2).sum(), of_input=True
+        )
+
+    return {**ways, **torch_way(in_torch)} if torch else ways
+
+
+def checkpoint_ways(size: Size, depth: int = DEPTH) -> dict[str, Way | Eager]:
+    """A stack of checkpointed residual blocks, four times as wide inside."""
+    inner = mbp.sequential(mbp.Dense(4 * size.features, mbp.relu), mbp.Dense(size.features))
+    block: Layer = mbp.skip(inner)
+    plain = of_layer(mbp.stack(block, depth), size.x)
+    layer = mbp.stack(mbp.checkpoint(block), depth)
+    (params,), x = plain[OURS].args  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        OURS: Way(by_hand(layer), (((params,),), x)),
+        PLAIN: plain[OURS],
+        SAME: Way(scanned(jax.checkpoint(residual)), (params, x)),
+        "jax.grad, without checkpoint": plain[SAME],
+    }
+
+
+def reversible_ways(size: Size, depth: int = DEPTH, torch: bool = True) -> dict[str, Way | Eager]:
+    """Reversible steps of two dense layers, each of half the features."""
+    half = mbp.Dense(size.features // 2, mbp.relu)
+    ways = of_layer(mbp.reversible(half, half, depth), size.x)
+    args = ways[OURS].args  # pyright: ignore[reportAttributeAccessIssue]
+    ways[IDIOMATIC] = Way(scanned(coupled), args)
+
+    def in_torch(torch: Any) -> Any:
+        return torch_steps(torch, size, depth, tensor(torch, args[1], requires_grad=True))
+
+    return {**ways, **torch_way(in_torch)} if torch else ways
+
+
+def torch_steps(torch: Any, size: Size, depth: int, x: Any) -> Callable[[], Any]:
+    """Reversible steps as autograd has them, which keeps the activations of all steps."""
+    each = [torch.nn.Linear(size.features // 2, size.features // 2) for _ in range(2 * depth)]
+    wanted = [p for one in each for p in one.parameters()] + [x]
+
+    def run() -> Any:
+        x1, x2 = x.chunk(2, -1)
+        for f, g in zip(each[::2], each[1::2], strict=True):
+            x1 = x1 + torch.relu(f(x2))
+            x2 = x2 + torch.relu(g(x1))
+        return torch.autograd.grad(0.5 * (x1**2 + x2**2).sum(), wanted)
 
     return run
 
 
-def by_autodiff(block: Block) -> Callable[[Any, Any], Any]:
-    """The same by jax.grad of a scan."""
-
-    def objective(params: Any, x: Any) -> Any:
-        out, _ = jax.lax.scan(lambda x, each: (block.written_out(each, x), None), x, params[0])
-        return 0.5 * (out**2).sum()
-
-    return jax.grad(objective)
-
-
-def shapes(network: Layer, size: Size) -> tuple[Any, Any]:
-    """Params and input of a network, as shapes."""
-    return jax.eval_shape(network.init, jax.random.key(0), size.x), size.x
-
-
-def numbers(network: Layer, size: Size) -> tuple[Any, Any]:
-    """Params and input of a network, as arrays."""
-    x = jax.random.normal(jax.random.key(1), size.x.shape)
-    return network.init(jax.random.key(0), x), x
-
-
-def memory(network: Layer, size: Size) -> float:
-    """What the gradient by hand needs, in MiB."""
-    return temporary_bytes(gradient(network), *shapes(network, size)) / MEBIBYTE
-
-
-def compile_time(block: Block, size: Size, depths: tuple[int, int], rounds: int) -> Row:
-    """The time to trace, lower and compile, deep over shallow."""
-    networks = [mbp.stack(block.layer, depth) for depth in depths]
-    args = [shapes(network, size) for network in networks]
-    runs = [
-        lambda network=network, each=each: compiled(gradient(network), *each) and ()
-        for network, each in zip(networks, args, strict=True)
+def group() -> Group:
+    """The rows of `stack`."""
+    rows = [
+        Row(
+            f"{DEPTH} dense blocks, {size}",
+            lambda size=size: stack_ways(size),
+            (Target(TIME, 0.8), Target(MEMORY, most), Target(COMPILE, 1.3, SHALLOW)),
+            against_idiomatic="jax.lax.scan of jax.nn.relu(x @ W.T + b)",
+        )
+        for size, most in SIZES.items()
     ]
-    shallow, deep = seconds_in_turn(rounds, *runs)
-    what = f"time to compile, depth {depths[1]} over {depths[0]}"
-    return Row(what, block.name, deep, shallow, "s", 1.3)
+    rows += [
+        Row(
+            f"{DEPTH} residual blocks with checkpoint, {size}",
+            lambda size=size: checkpoint_ways(size),
+            (Target(MEMORY, 0.3, PLAIN), Target(MEMORY, 1.0)),
+            timed=False,
+        )
+        for size in SIZES
+    ]
+    return Group("stack", "Layers in a scan", tuple(rows))
 
 
-def run_time(block: Block, size: Size, depth: int, rounds: int) -> Row:
-    """The time of a gradient, by hand over jax.grad."""
-    network = mbp.stack(block.layer, depth)
-    args = numbers(network, size)
-    programs = [compiled(each, *args) for each in (gradient(network), by_autodiff(block))]
-    runs = [lambda program=program: program(*args) for program in programs]
-    ours, theirs = seconds_in_turn(rounds, *runs)
-    return Row(f"time of a gradient over jax.grad, depth {depth}", block.name, ours, theirs, "s")
-
-
-def memory_over_autodiff(block: Block, size: Size, depth: int) -> Row:
-    """Memory by hand over jax.grad's."""
-    network = mbp.stack(block.layer, depth)
-    theirs = temporary_bytes(by_autodiff(block), *shapes(network, size)) / MEBIBYTE
-    what = f"memory over jax.grad, depth {depth}"
-    return Row(what, block.name, memory(network, size), theirs, "MiB", 0.75)
-
-
-def memory_of_reversible(size: Size, depths: tuple[int, int]) -> Row:
-    """Memory of reversible steps, deep over shallow."""
-    half = mbp.Dense(size.features // 2, mbp.relu)
-    shallow, deep = (memory(mbp.reversible(half, half, depth), size) for depth in depths)
-    what = f"memory of reversible, depth {depths[1]} over {depths[0]}"
-    name = f"dense {size.features // 2}, batch {size.examples}"
-    return Row(what, name, deep, shallow, "MiB", 1.3)
-
-
-def memory_of_checkpoint(size: Size, depth: int) -> Row:
-    """Memory of a stack with checkpoint over that without."""
-    block = residual(size, size.inside)
-    plain = memory(mbp.stack(block.layer, depth), size)
-    forgetful = memory(mbp.stack(mbp.checkpoint(block.layer), depth), size)
-    what = f"memory with checkpoint over without, depth {depth}"
-    return Row(what, block.name, forgetful, plain, "MiB", 0.3)
-
-
-def measure_memory(sizes: tuple[Size, ...] = SIZES, depths: tuple[int, int] = DEPTHS) -> list[Row]:
-    """The rows that are the same on every run."""
-    rows = []
-    for size in sizes:
-        blocks = (dense(size), residual(size), residual(size, size.inside))
-        rows += [memory_over_autodiff(block, size, depths[1]) for block in blocks]
-    rows += [memory_of_reversible(size, depths) for size in sizes]
-    rows += [memory_of_checkpoint(size, depths[1]) for size in sizes]
-    return rows
-
-
-def measure(
-    sizes: tuple[Size, ...] = SIZES, depths: tuple[int, int] = DEPTHS, rounds: int = 7
-) -> list[Row]:
-    """All rows.
-
-    Args:
-        sizes: of inputs.
-        depths: a shallow one and a deep one.
-        rounds: how many times to measure each time.
-    """
-    rows = []
-    for size in sizes:
-        blocks = (dense(size), residual(size))
-        rows += [compile_time(block, size, depths, rounds) for block in blocks]
-        rows += [run_time(block, size, depths[1], rounds) for block in blocks]
-    return rows + measure_memory(sizes, depths)
+def reversible() -> Group:
+    """The rows of `reversible`."""
+    rows = [
+        Row(
+            f"{DEPTH} reversible steps, {size}",
+            lambda size=size: reversible_ways(size),
+            (Target(MEMORY, 0.1),),
+            note="Backward keeps the output of the last step alone.",
+            against_idiomatic="jax.lax.scan of the same steps in jax.nn",
+        )
+        for size in SIZES
+    ]
+    return Group("reversible", "Reversible layers", tuple(rows))
