@@ -39,6 +39,9 @@ class Activation(Layer):
 
     initializer: ClassVar[Initializer]
 
+    keeps_output: ClassVar[bool] = False
+    """Whether backward needs A itself and nothing else: the layer above keeps it anyway."""
+
     def __init_subclass__(cls, initializer: Initializer = he, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.initializer = staticmethod(initializer)
@@ -67,10 +70,12 @@ class Activation(Layer):
         check_taken(self, taken)
         check_floating(self, x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        kept = jax.tree.map(
+        a = self.value(wide).astype(x.dtype)
+        if self.keeps_output:
+            return a, a
+        return a, jax.tree.map(
             lambda each: each if each.dtype == bool else each.astype(x.dtype), self.keep(wide)
         )
-        return self.value(wide).astype(x.dtype), kept
 
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
         return (), self.scale(residuals, dout)

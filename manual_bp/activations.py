@@ -138,13 +138,18 @@ class Identity(Gated, initializer=lecun):
 
 @dataclass(frozen=True)
 class Relu(Gated):
-    """max(z, 0)."""
+    """max(z, 0); backward keeps the output, which is above 0 just where z is."""
+
+    keeps_output: ClassVar[bool] = True
 
     def value(self, z: jax.Array) -> jax.Array:
         return jnp.maximum(z, 0)
 
     def keep(self, z: jax.Array) -> Tree:
-        return z > 0
+        return self.value(z)
+
+    def scale(self, kept: Tree, dout: jax.Array) -> jax.Array:
+        return jnp.where(kept > 0, dout, 0)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from manual_bp.layer import NESTED, Layer, Tree
+from manual_bp.layer import NESTED, Layer, Static, Tree
 from manual_bp.sharding import undivided
 
 
@@ -38,6 +38,58 @@ def at_step(shared: Mapping[str, Any], scanned: Mapping[str, Any]) -> dict[str, 
     if "step" in given:
         given["key"] = jax.random.fold_in(given["key"], given.pop("step"))
     return given
+
+
+class Kept(NamedTuple):
+    """What one step keeps, or all of them, stacked: each array once.
+
+    leaves: arrays; places: the structure of the residuals, for each of their leaves its place among
+    these, or `OUT`, and the place of the step's input, or None.
+    """
+
+    leaves: tuple[jax.Array, ...]
+    places: Static
+
+    @property
+    def x(self) -> Any:
+        """The step's input, where the next step's says what this one's output is; else ()."""
+        _, places, of_x = self.places.value
+        return self.leaves[of_x] if OUT in places else ()
+
+    def opened(self, out: Any) -> Tree:
+        """The layer's residuals again, given the step's output."""
+        structure, places, _ = self.places.value
+        each = [out if place == OUT else self.leaves[place] for place in places]
+        return jax.tree.unflatten(structure, each)
+
+
+OUT = -1
+
+
+def kept_once(residuals: Tree, x: jax.Array, out: jax.Array) -> Kept:
+    """What a step keeps, without what is kept twice.
+
+    A scan stacks all that its body returns, also what it returns twice, and the output of a step is
+    the input of the next one. So relu's output, which says where its error passes, costs nothing in
+    a layer that keeps its input.
+
+    Args:
+        residuals: of the layer.
+        x, out: its input, and its output as the next step takes it.
+    """
+    leaves, structure = jax.tree.flatten(residuals)
+    keeps_x = any(leaf is x for leaf in leaves)
+    own: list[jax.Array] = []
+    places = []
+    for leaf in leaves:
+        if keeps_x and leaf is out and out is not x:
+            places.append(OUT)
+            continue
+        if not any(leaf is each for each in own):
+            own.append(leaf)
+        places.append(next(place for place, each in enumerate(own) if each is leaf))
+    of_x = next((place for place, each in enumerate(own) if each is x), None)
+    return Kept(tuple(own), Static((structure, tuple(places), of_x)))
 
 
 def over_uses(dtaken: Mapping[str, Tree]) -> dict[str, Tree]:

@@ -12,7 +12,8 @@ parameters, backward one over parameters and residuals in reverse. The time to c
 depend on the depth, and neither does the size of the program.
 
 What is kept is what the layer keeps, stacked, and nothing beside it: A[l-1] is there only if the
-layer needs it, and weights are scanned anew, not copied.
+layer needs it, and weights are scanned anew, not copied. A layer that needs its output too, as relu
+does for g', has it from the step above, whose input it is: a dense layer keeps one array a step.
 
 Shapes  A[l], dA[l]: the same for all l; params, residuals, statistics, states, what a walk sees:
         (depth, ...) of one's
@@ -22,22 +23,31 @@ Source  Rumelhart, Hinton & Williams (1986); over stacked layers as flax.linen.s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from manual_bp.combinators._steps import (
+    Kept,
     at_step,
     check_depth,
     check_kept,
     check_stacked,
+    kept_once,
     over_steps,
     over_uses,
     scannable,
 )
 from manual_bp.layer import NESTED, Combinator, Layer, Tree, Visit, output_shape, within
 from manual_bp.sharding import sharded_like
+
+
+class Residuals(NamedTuple):
+    """kept: what the steps keep, stacked; out: (...), the last one's output, () if none needs it."""
+
+    kept: Kept
+    out: Any
 
 
 @dataclass(frozen=True)
@@ -68,33 +78,39 @@ class Stack(Combinator):
         for name in NESTED:
             check_stacked(self, self.depth, name, scanned.get(name))
 
-        def step(x: jax.Array, each: tuple[Tree, Any]) -> tuple[jax.Array, Tree]:
+        def step(x: jax.Array, each: tuple[Tree, Any]) -> tuple[jax.Array, Kept]:
             params, scanned = each
-            out, kept = self.layer.forward(params, x, **at_step(shared, scanned))
+            out, residuals = self.layer.forward(params, x, **at_step(shared, scanned))
             check_kept("stack", self.layer, x, out)
-            return sharded_like(out, x), kept
+            out = sharded_like(out, x)
+            return out, kept_once(residuals, x, out)
 
         with within(1, self.layer):
             out, kept = jax.lax.scan(step, x, scannable((params[0], scanned)), length=self.depth)
-        return out, (kept,)
+        return out, Residuals(kept, () if isinstance(kept.x, tuple) else out)
 
     def walk(
         self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
     ) -> tuple[Tree, jax.Array]:
-        def step(dout: jax.Array, trees: tuple[Tree, ...]) -> tuple[jax.Array, Tree]:
-            seen, dx = self.layer.walk(visit, dout, *trees)
-            return sharded_like(dx.astype(dout.dtype), dout), seen
+        def step(carry: tuple[jax.Array, Any], each: tuple[Any, ...]) -> tuple[Any, Tree]:
+            (dout, out), (params, kept, *others) = carry, each
+            seen, dx = self.layer.walk(visit, dout, params, kept.opened(out), *others)
+            return (sharded_like(dx.astype(dout.dtype), dout), kept.x), seen
 
-        trees = tuple(tree[0] for tree in (params, residuals, *others))
+        kept, out = residuals
+        each = scannable((params[0], kept, *(tree[0] for tree in others)))
         with within(1, self.layer):
-            dx, seen = jax.lax.scan(step, dout, scannable(trees), length=self.depth, reverse=True)
+            (dx, _), seen = jax.lax.scan(step, (dout, out), each, length=self.depth, reverse=True)
         return (seen,), dx
 
     def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
         return over_uses(super().gather_taken(dtaken))
 
     def observe(self, residuals: Tree) -> Tree:
-        return (jax.vmap(self.layer.observe, axis_size=self.depth)(residuals[0]),)
+        kept, out = residuals
+        if not isinstance(out, tuple):
+            out = jnp.concatenate([kept.x[1:], out[None]])  # each step's
+        return (jax.vmap(self.layer.observe, axis_size=self.depth)(kept.opened(out)),)
 
     def _one(self, key: jax.Array, x: Any) -> Tree:
         """What the params of one step look like; nothing is computed."""
