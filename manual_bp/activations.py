@@ -90,10 +90,15 @@ def _exp_below(z: jax.Array) -> jax.Array:
     return jnp.where(z > -0.5, 1 + jnp.expm1(z), jnp.exp(z))
 
 
+def _sigmoid_tail(z: jax.Array) -> jax.Array:
+    """σ(-|z|), at most 1/2: one exponential, of which σ, 1 - σ and σ' are made."""
+    decay = jnp.exp(-jnp.abs(z))
+    return decay / (1 + decay)
+
+
 def _sigmoid_parts(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """0, 1/2 or 1, and the rest of σ(z)."""
-    decay = jnp.exp(-jnp.abs(z))
-    tail = decay / (1 + decay)
+    tail = _sigmoid_tail(z)
     near, right = jnp.abs(z) < 1, z > 0
     rest = jnp.where(near, 0.5 * jnp.tanh(z / 2), jnp.where(right, -tail, tail))
     return _nearest(near, right, z), rest
@@ -114,8 +119,9 @@ def _nearest(near: jax.Array, right: jax.Array, z: jax.Array) -> jax.Array:
 
 def _sigmoid_slope(z: jax.Array) -> jax.Array:
     """σ'(z)."""
-    tails = jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)
-    return jnp.where(jnp.abs(z) < 1, 0.25 - jnp.square(0.5 * jnp.tanh(z / 2)), tails)
+    tail = _sigmoid_tail(z)
+    near = 0.25 - jnp.square(0.5 * jnp.tanh(z / 2))
+    return jnp.where(jnp.abs(z) < 1, near, tail * (1 - tail))
 
 
 def _normal_density(z: jax.Array) -> jax.Array:
@@ -415,7 +421,11 @@ class Gelu(Activation):
 
 @dataclass(frozen=True)
 class GeluTanh(Activation):
-    """z σ(v(z)), the usual approximation of gelu; (1 + tanh u)/2 = σ(2u)."""
+    """z σ(v(z)), the usual approximation of gelu; (1 + tanh u)/2 = σ(2u).
+
+    v is odd and v' even, so g'(z) + g'(-z) = 1: with t = σ(-|v|), g' of -|z| is
+    t - |z| v' t (1 - t), and one exponential serves for both signs.
+    """
 
     def value(self, z: jax.Array) -> jax.Array:
         return z * jax.nn.sigmoid(self._inner(z)[0])
@@ -423,8 +433,9 @@ class GeluTanh(Activation):
     def derivative(self, z: jax.Array) -> jax.Array:
         z = jnp.clip(z, -1e4, 1e4)  # σ' is 0 long before; v' would overflow, and 0 · ∞ is NaN
         v, dv, _ = self._inner(z)
-        nearest, rest = _sigmoid_parts(v)
-        return nearest + (rest + z * (dv * _sigmoid_slope(v)))
+        tail = _sigmoid_tail(v)
+        left = tail - jnp.abs(z) * (dv * (tail * (1 - tail)))
+        return jnp.where(z > 0, 1 - left, left)
 
     def curvature(self, z: jax.Array) -> jax.Array:
         z = jnp.clip(z, -1e4, 1e4)
@@ -444,7 +455,8 @@ class Silu(Activation):
     """z σ(z), also called swish."""
 
     def value(self, z: jax.Array) -> jax.Array:
-        return z * jax.nn.sigmoid(z)
+        tail = _sigmoid_tail(z)  # as in g': where both are needed it is computed once
+        return z * jnp.where(z > 0, 1 - tail, tail)
 
     def derivative(self, z: jax.Array) -> jax.Array:
         nearest, rest = _sigmoid_parts(z)

@@ -44,7 +44,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
-from manual_bp.layers._channels import check_channels, check_eps, check_params
+from manual_bp.layers._channels import apart, check_channels, check_eps, check_params
 from manual_bp.sharding import beside
 
 
@@ -109,15 +109,16 @@ class LayerNorm(Layer):
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
-        x, _, inverse_std = residuals
-        normalized = self._normalized(residuals)
-        dscale = sum_over_examples(dout * normalized, like=params.scale)
-        dshift = sum_over_examples(dout, like=params.shift)
-        g = beside(params.scale, x) * dout.astype(inverse_std.dtype)
+        kept, error = apart(residuals, dout)
+        dscale = sum_over_examples(error * self._normalized(kept), like=params.scale)
+        dshift = sum_over_examples(error, like=params.shift)
+        kept, error, scale = apart(residuals, dout, params.scale)
+        normalized = self._normalized(kept)
+        g = beside(scale, kept.x) * error.astype(kept.inverse_std.dtype)
         through_mean = g.mean(-1, keepdims=True)
         through_std = normalized * (g * normalized).mean(-1, keepdims=True)
-        dx = inverse_std * (g - through_mean - through_std)
-        return Params(dscale, dshift), dx.astype(x.dtype)
+        dx = kept.inverse_std * (g - through_mean - through_std)
+        return Params(dscale, dshift), dx.astype(kept.x.dtype)
 
     def _normalized(self, residuals: Residuals) -> jax.Array:
         """x̂ = (x - ⟨x⟩) r."""

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.layer import Layer, accumulation_dtype, check_taken, sum_over_examples
-from manual_bp.layers._channels import check_channels, check_eps, check_params
+from manual_bp.layers._channels import apart, check_channels, check_eps, check_params
 from manual_bp.sharding import beside
 
 
@@ -97,10 +97,11 @@ class RMSNorm(Layer):
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
     ) -> tuple[Params, jax.Array]:
-        x, inverse_rms = residuals
-        dout = dout.astype(inverse_rms.dtype)
-        dscale = sum_over_examples(dout * x * inverse_rms, like=params.scale)
-        g = beside(params.scale, x) * dout
+        (x, inverse_rms), error = apart(residuals, dout)
+        error = error.astype(inverse_rms.dtype)
+        dscale = sum_over_examples(error * x * inverse_rms, like=params.scale)
+        (x, inverse_rms), error, scale = apart(residuals, dout, params.scale)
+        g = beside(scale, x) * error.astype(inverse_rms.dtype)
         # x̂ ⟨g ⊙ x̂⟩, with both r, a number for each vector, taken out: XLA is faster so.
         along = x * (jnp.square(inverse_rms) * (g * x).mean(-1, keepdims=True))
         dx = inverse_rms * (g - along)
