@@ -92,8 +92,7 @@ def _exp_below(z: jax.Array) -> jax.Array:
 
 def _sigmoid_tail(z: jax.Array) -> jax.Array:
     """σ(-|z|), at most 1/2: one exponential, of which σ, 1 - σ and σ' are made."""
-    decay = jnp.exp(-jnp.abs(z))
-    return decay / (1 + decay)
+    return jax.nn.sigmoid(-jnp.abs(z))
 
 
 def _sigmoid_parts(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -421,11 +420,7 @@ class Gelu(Activation):
 
 @dataclass(frozen=True)
 class GeluTanh(Activation):
-    """z σ(v(z)), the usual approximation of gelu; (1 + tanh u)/2 = σ(2u).
-
-    v is odd and v' even, so g'(z) + g'(-z) = 1: with t = σ(-|v|), g' of -|z| is
-    t - |z| v' t (1 - t), and one exponential serves for both signs.
-    """
+    """z σ(v(z)), the usual approximation of gelu; (1 + tanh u)/2 = σ(2u)."""
 
     def value(self, z: jax.Array) -> jax.Array:
         return z * jax.nn.sigmoid(self._inner(z)[0])
@@ -433,9 +428,8 @@ class GeluTanh(Activation):
     def derivative(self, z: jax.Array) -> jax.Array:
         z = jnp.clip(z, -1e4, 1e4)  # σ' is 0 long before; v' would overflow, and 0 · ∞ is NaN
         v, dv, _ = self._inner(z)
-        tail = _sigmoid_tail(v)
-        left = tail - jnp.abs(z) * (dv * (tail * (1 - tail)))
-        return jnp.where(z > 0, 1 - left, left)
+        nearest, rest = _sigmoid_parts(v)
+        return nearest + (rest + z * (dv * _sigmoid_slope(v)))
 
     def curvature(self, z: jax.Array) -> jax.Array:
         z = jnp.clip(z, -1e4, 1e4)

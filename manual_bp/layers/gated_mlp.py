@@ -110,8 +110,7 @@ class GatedMLP(Layer):
         check_taken(self, taken)
         self._check(params, x)
         z, u = by_rows(x, params.W_gate), by_rows(x, params.W_up)
-        a, _ = self.activation.forward((), z)
-        return by_rows(a * u, params.W_down), Residuals(x, z, u)
+        return by_rows(self.gated(z, u), params.W_down), Residuals(x, z, u)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
@@ -130,8 +129,18 @@ class GatedMLP(Layer):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """dZ and dU, and H again, which dW_down needs; (..., n) each."""
         _, z, u = residuals
+        return self.gate_errors(z, u, matmul(dout, params.W_down, u))
+
+    def gated(self, z: jax.Array, u: jax.Array) -> jax.Array:
+        """H = g(Z) ⊙ U."""
+        a, _ = self.activation.forward((), z)
+        return a * u
+
+    def gate_errors(
+        self, z: jax.Array, u: jax.Array, dh: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """dZ, dU and H, from Z, U and dH: the gate alone, where g(Z) is computed again."""
         a, kept = self.activation.forward((), z)
-        dh = matmul(dout, params.W_down, u)
         _, dz = self.activation.backward((), kept, dh * u)
         return dz, dh * a, a * u
 
