@@ -20,28 +20,25 @@ import jax.numpy as jnp
 from optax import microbatching
 
 import manual_bp as mbp
-from benchmarks.measuring import Row, compiled, seconds_in_turn
+from benchmarks.row import MEMORY, OURS, SAME, TIME, Eager, Group, Row, Target, Way
+from benchmarks.torch_ways import dense_network, tensor, torch_way
 from manual_bp.layer import Layer
 from verify.text import plain
 
-MEBIBYTE = 2**20
+ONE_GRADIENT = "one gradient"
+"""A plain gradient of the whole batch by hand: what any norms come on top of."""
 
 
 class Model(NamedTuple):
     """A network, its batch, and the same written out of jax.nn."""
 
-    name: str
     network: Layer
     x: jax.Array
     y: jax.Array
     logits: Callable[[Any, jax.Array], jax.Array]
     """logits(params, x) of a batch."""
-    target: float | None = None
-    """The ratio of times that is aimed at, beside autodiff with all examples at once."""
-    memory: float | None = None
-    """That of memory, beside one plain gradient."""
-    parts: tuple[int | None, ...] = (None, 1, 16)
-    """Examples at a time in `micro_grad`; None for all at once, which is its default."""
+    in_torch: Callable[[Any], Callable[[], Any]] | None = None
+    """PyTorch's way, as `torch_way` takes it."""
 
 
 def dense(widths: tuple[int, ...] = (784, 1024, 1024, 10), examples: int = 256) -> Model:
@@ -53,47 +50,56 @@ def dense(widths: tuple[int, ...] = (784, 1024, 1024, 10), examples: int = 256) 
         return x @ params[-1].W.T + params[-1].b
 
     x = jax.random.normal(jax.random.key(0), (examples, widths[0]))
-    name = f"MLP {'-'.join(map(str, widths))}, batch {examples}"
-    return Model(name, mbp.mlp(widths), x, _classes(examples, widths[-1]), logits, 1 / 50, 1.2)
+    y = _classes(examples, widths[-1])
+
+    def in_torch(torch: Any) -> Callable[[], Any]:
+        network = dense_network(torch, widths)
+        params = {name: each.detach() for name, each in network.named_parameters()}
+
+        def of_one(params: Any, x: Any, y: Any) -> Any:
+            out = torch.func.functional_call(network, params, (x[None],))
+            return torch.nn.functional.cross_entropy(out, y[None])
+
+        each = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))
+        data = tensor(torch, x), tensor(torch, y).long()
+
+        def norms() -> Any:
+            grads = each(params, *data).values()
+            return sum(g.flatten(1).square().sum(1) for g in grads).sqrt()
+
+        return norms
+
+    return Model(mbp.mlp(widths), x, y, logits, in_torch)
 
 
-def convolutional(side: int = 28, examples: int = 64, wide: int = 32) -> Model:
-    """Two convolutions with relu and a dense layer."""
+def convolutional(side: int, examples: int, channels: tuple[int, ...], colours: int = 1) -> Model:
+    """3 x 3 convolutions of stride 2 with relu, and a dense layer."""
 
     def logits(params: Any, x: jax.Array) -> jax.Array:
-        for layer in (params[0], params[2]):
+        for layer in params[: 2 * len(channels) : 2]:
             x = jax.lax.conv_general_dilated(
                 x, layer.W, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
             x = jax.nn.relu(x + layer.b)
         return x.reshape(len(x), -1) @ params[-1].W.T + params[-1].b
 
-    network = mbp.sequential(
-        mbp.Conv(wide, (3, 3), stride=2),
-        mbp.relu,
-        mbp.Conv(2 * wide, (3, 3), stride=2),
-        mbp.relu,
-        mbp.Flatten(),
-        mbp.Dense(10),
-    )
-    x = jax.random.normal(jax.random.key(0), (examples, side, side, 1))
-    name = f"conv {wide}-{2 * wide}, {side} x {side}, batch {examples}"
-    return Model(name, network, x, _classes(examples, 10), logits)
+    layers = [each for c in channels for each in (mbp.Conv(c, (3, 3), stride=2), mbp.relu)]
+    network = mbp.sequential(*layers, mbp.Flatten(), mbp.Dense(10))
+    x = jax.random.normal(jax.random.key(0), (examples, side, side, colours))
+    return Model(network, x, _classes(examples, 10), logits)
 
 
 def transformer(
-    context: int = 64, width: int = 128, examples: int = 16, vocabulary: int = 256
+    context: int, width: int, examples: int, vocabulary: int, depth: int = 2, heads: int = 4
 ) -> Model:
-    """A GPT of two blocks, whose head is tied to the embedding."""
-    heads = 4
-    network = mbp.gpt(vocabulary, context=context, width=width, heads=heads, depth=2)
+    """A GPT whose head is tied to the embedding."""
+    network = mbp.gpt(vocabulary, context=context, width=width, heads=heads, depth=depth)
     tokens = jax.random.randint(jax.random.key(0), (examples, context + 1), 0, vocabulary)
 
     def logits(params: Any, tokens: jax.Array) -> jax.Array:
         return plain.gpt(params, tokens, heads=heads)
 
-    name = f"GPT, width {width}, context {context}, batch {examples}"
-    return Model(name, network, tokens[:, :-1], tokens[:, 1:], logits)
+    return Model(network, tokens[:, :-1], tokens[:, 1:], logits)
 
 
 def _classes(examples: int, classes: int) -> jax.Array:
@@ -101,7 +107,7 @@ def _classes(examples: int, classes: int) -> jax.Array:
 
 
 def by_autodiff(model: Model) -> Callable[..., jax.Array]:
-    """Norms by jax.vmap of jax.grad."""
+    """Norms by jax.vmap of jax.grad, all examples at once."""
 
     def norms(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         def of_one(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -112,12 +118,12 @@ def by_autodiff(model: Model) -> Callable[..., jax.Array]:
     return norms
 
 
-def by_optax(model: Model, part: int | None) -> Callable[..., jax.Array]:
+def by_optax(model: Model, part: int) -> Callable[..., jax.Array]:
     """Norms by optax's `micro_grad`, so many examples at a time; the sum of gradients isn't made.
 
     Args:
         model: the network.
-        part: how many; None for its default, all.
+        part: how many.
     """
 
     def norms(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -144,10 +150,10 @@ def norm(grads: Any) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
 
 
-def rows_of(model: Model, rounds: int) -> list[Row]:
-    """Times and memory of one network."""
+def ways(model: Model, parts: tuple[int, ...] = (1, 16)) -> dict[str, Way | Eager]:
+    """By hand, by vmap of jax.grad, by optax for parts of the batch; and one plain gradient."""
     network, x, y = model.network, model.x, model.y
-    params = network.init(jax.random.key(1), x)
+    args = network.init(jax.random.key(1), x), x, y
 
     def ours(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return mbp.per_example_norms(params, x, y, network=network)
@@ -155,45 +161,21 @@ def rows_of(model: Model, rounds: int) -> list[Row]:
     def gradient(params: Any, x: jax.Array, y: jax.Array) -> Any:
         return mbp.manual_grads(params, x, y, network=network)
 
-    others = {"vmap of jax.grad": (by_autodiff(model), True)}
-    for part in model.parts:
-        size = "all" if part is None else str(part)
-        others[f"optax's micro_grad, {size} at a time"] = by_optax(model, part), part is None
-    functions = [ours, gradient, *(each for each, _ in others.values())]
-    programs = [compiled(function, params, x, y) for function in functions]
-    runs = [lambda program=program: program(params, x, y) for program in programs]
-    ours_takes, plain_takes, *theirs = seconds_in_turn(rounds, *runs)
-    of_norms, of_gradient = (
-        program.memory_analysis().temp_size_in_bytes / MEBIBYTE for program in programs[:2]
+    found: dict[str, Way | Eager] = {
+        OURS: Way(ours, args),
+        SAME: Way(by_autodiff(model), args),
+        **{f"micro_grad, {part} at a time": Way(by_optax(model, part), args) for part in parts},
+        ONE_GRADIENT: Way(gradient, args),
+    }
+    return {**found, **torch_way(model.in_torch)} if model.in_torch else found
+
+
+def group() -> Group:
+    """The rows."""
+    in_memory = Target(MEMORY, 1.2, ONE_GRADIENT)
+    rows = (
+        Row("MLP 784-1024-1024-10 x 256", lambda: ways(dense()), (Target(TIME, 1 / 60), in_memory)),
+        Row("conv 32-64, 28 x 28 x 64", lambda: ways(convolutional(28, 64, (32, 64)))),
+        Row("GPT width 128, T 64, V 256 x 16", lambda: ways(transformer(64, 128, 16, 256))),
     )
-    rows = [
-        Row(
-            f"time over {name}", model.name, ours_takes, takes, "s", model.target if every else None
-        )
-        for (name, (_, every)), takes in zip(others.items(), theirs, strict=True)
-    ]
-    return [
-        *rows,
-        Row("time over one plain gradient", model.name, ours_takes, plain_takes, "s"),
-        Row(
-            "temporary memory over one plain gradient",
-            model.name,
-            of_norms,
-            of_gradient,
-            "MiB",
-            model.memory,
-        ),
-    ]
-
-
-MODELS = (dense, convolutional, transformer)
-
-
-def measure(models: tuple[Callable[[], Model], ...] = MODELS, rounds: int = 7) -> list[Row]:
-    """All rows.
-
-    Args:
-        models: what to measure.
-        rounds: how many times to measure each time.
-    """
-    return [row for model in models for row in rows_of(model(), rounds)]
+    return Group("per_example", "Norms of each example's gradient", rows)
