@@ -58,6 +58,7 @@ Source  LeCun, Boser, Denker et al. (1989), Backpropagation applied to handwritt
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -250,6 +251,34 @@ class Conv(Layer):
             )
         seen = jnp.concatenate(slices, axis=3)  # (m, places, groups, K, C / groups)
         return seen.reshape(*seen.shape[:3], -1)
+
+    def from_windows(self, seen: jax.Array, x: jax.Array) -> jax.Array:
+        """The transpose of `windows`: what each window has at a place of x, summed there.
+
+        dx is this of dout W, the errors of what each window sees.
+
+        Args:
+            seen: (m, places, groups, K C / groups).
+            x: (m, *space, C), for its shape.
+
+        Returns:
+            (m, *space, C).
+        """
+        axes = self._axes(x)
+        places = tuple(axis.outputs for axis in axes)
+        kernel = tuple(axis.k for axis in axes)
+        each = seen.reshape(len(x), *places, self.groups, math.prod(kernel), -1)
+        total = jnp.zeros(x.shape, seen.dtype)
+        for number, place in enumerate(np.ndindex(kernel)):
+            at_place = each[..., number, :].reshape(len(x), *places, x.shape[-1])
+            around = []  # zeros before, after and between: i is brought to s i + d p - low
+            for axis, p in zip(axes, place, strict=True):
+                first = axis.d * p - axis.low
+                last = first + axis.s * (axis.outputs - 1)
+                around.append((first, x.shape[1 + len(around)] - 1 - last, axis.s - 1))
+            zero = jnp.zeros((), seen.dtype)
+            total += jax.lax.pad(at_place, zero, ((0, 0, 0), *around, (0, 0, 0)))
+        return total
 
     def _flipped(self, W: jax.Array) -> jax.Array:
         """W[k - 1 - q, c, o] as (q, c, o), c of all groups, o of one: (*kernel, C, O / groups)."""

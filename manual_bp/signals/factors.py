@@ -16,7 +16,9 @@ From the factors follow, without forming g_i where they are smaller,
 
 Derivation.  <u vᵀ, x yᵀ> = tr(v uᵀ x yᵀ) = (u · x) (v · y), and the inner product is linear in each
 argument. The Gram matrices cost S² (o + i) for each example, of S places, o errors and i inputs;
-g_i itself costs S o i. What is cheaper is chosen by the shapes, when the program is traced.
+g_i itself costs S o i. What is cheaper is chosen by the shapes, when the program is traced: on two
+cores 64 examples of 64 places with o = 128, i = 576 took 2.0 ms by Gram matrices and 5.9 ms by g_i,
+and about the same time where both have as many products.
 
 Ill-conditioned  where the places of an example, or the uses of a parameter, nearly cancel: the norm
 of their sum is then a difference of large numbers.
@@ -48,10 +50,6 @@ from manual_bp.layer import Tree, accumulation_dtype
 from manual_bp.layers.embedding import add_in_order
 
 Shape = tuple[int, ...]
-
-GRAM_COSTS = 2
-"""A product in a Gram matrix over one in g_i: its S² numbers are written, where the squares of g_i
-are summed as they are made. On two cores both took the same time where it had half the products."""
 
 
 @functools.partial(
@@ -231,9 +229,14 @@ def _inner(p: Form, q: Form) -> jax.Array:
             inputs = (_wide(p.inputs) * q.inputs).sum(-1)
             # of an example of weight 0 the inputs may be so large that their square is infinite
             return jnp.where(errors == 0, 0, errors * inputs).sum((1, 2))
-        if GRAM_COSTS * s * z * (o + i) < (s if p is q else s + z) * o * i:
-            errors = _einsum("msgo,mzgo->mgsz", p.errors, q.errors)
-            return (errors * _einsum("msgi,mzgi->mgsz", p.inputs, q.inputs)).sum((1, 2, 3))
+        if s * z * (o + i) < (s if p is q else s + z) * o * i:
+            # With one group plain products: its axis between them took twice the time.
+            grouped = p.errors.shape[2] > 1
+            formula = "msgk,mzgk->mgsz" if grouped else "msk,mzk->msz"
+            rows = (p.errors, q.errors, p.inputs, q.inputs)
+            e, f, a, b = rows if grouped else (each[:, :, 0] for each in rows)
+            alike = _einsum(formula, e, f) * _einsum(formula, a, b)
+            return alike.sum(tuple(range(1, alike.ndim)))
     elif isinstance(p, Rows) and isinstance(q, Rows):
         alike = p.tokens[:, :, None] == q.tokens[:, None]
         return jnp.where(alike, _einsum("msf,mzf->msz", p.errors, q.errors), 0).sum((1, 2))

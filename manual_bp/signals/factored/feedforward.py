@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from manual_bp.activation import Activation
 from manual_bp.layer import Layer, Tree
@@ -81,7 +82,11 @@ def _(layer: Conv, dout: jax.Array, params: Tree, residuals: Tree) -> tuple[Tree
     windows = layer.windows(residuals.x)  # (m, S, groups, K c)
     m, places, groups, _ = windows.shape
     errors = dout.reshape(m, places, groups, layer.features // groups)
-    _, dx = layer.backward(params, residuals, dout)
+    by_group = params.W.reshape(-1, groups, layer.features // groups)
+    # By a product, as long as windows are held anyway: XLA on CPU took 116 ms for the convolution
+    # that dx is at 64 x 4 x 4 x 256 with 512 features and stride 2, and 3 ms for this.
+    seen = jnp.einsum("msgo,igo->msgi", errors, by_group)
+    dx = layer.from_windows(seen, residuals.x).astype(residuals.x.dtype)
     db = sum_over_places(params.b, dout) if layer.bias else ()
     return type(params)(Outer(errors, windows, like(params.W)), db), dx
 
