@@ -6,13 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks import (
+    elementwise,
     mlp,
+    per_example,
+    recurrent,
+    stack,
 )
 from benchmarks.row import Group
 
 GROUPS: dict[str, Callable[[], Group]] = {
     "mlp": mlp.group,
     "first_gradient": mlp.first_gradient,
+    "stack": stack.group,
+    "reversible": stack.reversible,
+    "recurrent": recurrent.group,
+    "elementwise": elementwise.group,
+    "per_example": per_example.group,
 }
 
 
