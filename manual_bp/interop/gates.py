@@ -22,14 +22,15 @@ from manual_bp.layers import gru, lstm
 
 
 def _lstm_forward(z: jax.Array, c: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Tree]:
-    h_next, c_next = lstm.through_gates(jnp.split(z, 4, axis=-1), c)
+    h_next, c_next = lstm.through_gates(z, c)
     dtype = jnp.result_type(z, c)
     return (h_next.astype(dtype), c_next.astype(dtype)), (z, c)
 
 
 def _lstm_backward(kept: Tree, dout: Any) -> tuple[jax.Array, jax.Array]:
     (z, c), (dh, dc) = kept, dout
-    dz, dc = lstm.errors_of_gates(jnp.split(z, 4, axis=-1), c, dh, dc)
+    _, c_next = lstm.through_gates(z, c)
+    dz, dc = lstm.errors_of_gates(jnp.split(z, 4, axis=-1), c, c_next, dh, dc)
     return jnp.concatenate(dz, axis=-1).astype(z.dtype), dc.astype(c.dtype)
 
 
@@ -39,8 +40,7 @@ lstm_gates = attached(_lstm_forward, _lstm_backward)
 
 def _gru_forward(p: jax.Array, q: jax.Array, h: jax.Array) -> tuple[jax.Array, Tree]:
     dtype, wide = jnp.result_type(p, q, h), accumulation_dtype(p, q, h)
-    of_x, of_h = (jnp.split(each.astype(wide), 3, axis=-1) for each in (p, q))
-    h_next, arguments = gru.through_gates(of_x, of_h, h)
+    h_next, arguments = gru.through_gates(p.astype(wide), q.astype(wide), 0, h)
     kept = [each.astype(dtype) for each in arguments]
     types = jnp.zeros(0, p.dtype), jnp.zeros(0, q.dtype)
     return h_next.astype(dtype), (kept, h, types)

@@ -69,6 +69,8 @@ from manual_bp.layers._recurrence import (
     orthogonal,
     outputs,
     real_steps,
+    sigmoid_slope,
+    tanh_slope,
     time_first,
     where_real,
 )
@@ -158,9 +160,8 @@ class GRU(Recurrent):
         def step(h: jax.Array, at: Any) -> tuple[jax.Array, Any]:
             Wx, real = at
             before = h.astype(dtype)
-            p_r, p_z, p_n = jnp.split((Wx + b).astype(h.dtype), 3, axis=-1)
-            q_r, q_z, q_n = jnp.split((before @ U.T).astype(h.dtype), 3, axis=-1)
-            h_next, arguments = through_gates((p_r, p_z, p_n), (q_r, q_z, q_n + c), h)
+            p, q = (Wx + b).astype(h.dtype), (before @ U.T).astype(h.dtype)
+            h_next, arguments = through_gates(p, q, c, h)
             arguments = [each.astype(dtype) for each in arguments]
             return where_real(real, h_next, h), (before, arguments)
 
@@ -222,19 +223,25 @@ class GRU(Recurrent):
         return real_steps(self, x, taken)
 
 
-def through_gates(p: Any, q: Any, h: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+def through_gates(
+    p: jax.Array, q: jax.Array, c: jax.Array | float, h: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
     """h_t, and the arguments of r, z and n, and v.
 
+    Both gates in one: XLA on CPU vectorises a loop over few arrays only, where each part is one.
+
     Args:
-        p: (p_r, p_z, p_n).
-        q: (q_r, q_z, v).
+        p: W x + b, (..., 3n).
+        q: U h_{t-1}, (..., 3n).
+        c: (n,), or 0 where q has it.
         h: h_{t-1}.
     """
-    (p_r, p_z, p_n), (q_r, q_z, v) = p, q
-    of_r, of_z = p_r + q_r, p_z + q_z
-    of_n = p_n + sigmoid.value(of_r) * v
-    n, z = tanh.value(of_n), sigmoid.value(of_z)
-    return n + z * (h - n), [of_r, of_z, of_n, v]
+    gates = 2 * h.shape[-1]
+    of_gates, v = p[..., :gates] + q[..., :gates], q[..., gates:] + c
+    r, z = jnp.split(sigmoid.value(of_gates), 2, axis=-1)
+    of_n = p[..., gates:] + r * v
+    n = tanh.value(of_n)
+    return n + z * (h - n), [*jnp.split(of_gates, 2, axis=-1), of_n, v]
 
 
 def errors_of_gates(
@@ -248,7 +255,7 @@ def errors_of_gates(
         dh: dh_t.
     """
     of_r, of_z, of_n, v = arguments
-    dp_z = dh * (before - tanh.value(of_n)) * sigmoid.derivative(of_z)
-    dp_n = dh * sigmoid.value(-of_z) * tanh.derivative(of_n)  # 1 - z is σ(-of_z)
-    dp_r = dp_n * v * sigmoid.derivative(of_r)
+    dp_z = dh * (before - tanh.value(of_n)) * sigmoid_slope(of_z)
+    dp_n = dh * sigmoid.value(-of_z) * tanh_slope(of_n)  # 1 - z is σ(-of_z)
+    dp_r = dp_n * v * sigmoid_slope(of_r)
     return [dp_r, dp_z, dp_n], dp_n * sigmoid.value(of_r), sigmoid.value(of_z) * dh

@@ -71,6 +71,8 @@ from manual_bp.layers._recurrence import (
     orthogonal,
     outputs,
     real_steps,
+    sigmoid_slope,
+    tanh_slope,
     time_first,
     where_real,
 )
@@ -166,11 +168,10 @@ class LSTM(Recurrent):
         def step(state: State, at: Any) -> tuple[State, Any]:
             Wx, real = at
             h, c = state
-            # b is added here: to add it to Wx would be another pass over all steps
-            z = jnp.split(Wx + h @ U.T + b, 4, axis=-1)
+            z = Wx + h @ U.T + b  # b here: to add it to Wx would be another pass over all steps
             h_next, c_next = through_gates(z, c)
             after = State(h_next.astype(h.dtype), c_next)
-            return where_real(real, after, state), (state, z)
+            return where_real(real, after, state), (state, jnp.split(z, 4, axis=-1))
 
         dtype = jnp.result_type(x, *params)
         begin = State(first.h.astype(dtype), first.c.astype(jnp.promote_types(dtype, jnp.float32)))
@@ -196,18 +197,18 @@ class LSTM(Recurrent):
         """dz_t of all steps, (T, m, 4n), and dh_0 and dc_0: backpropagation through time."""
         U = whole(params.U)
 
-        def step(dstate: State, at: Any) -> tuple[State, Any]:
-            dout, c, z, real = at
+        def step(carry: Any, at: Any) -> tuple[Any, Any]:
+            (dstate, c_next), (dout, c, z, real) = carry, at
             dh = dstate.h + dout
-            dz, dc = errors_of_gates(z, c, dh, dstate.c)
+            dz, dc = errors_of_gates(z, c, c_next, dh, dstate.c)
             dz = jnp.concatenate(dz, axis=-1).astype(z[0].dtype)
             dz = where_real(real, dz, jnp.zeros_like(dz))
-            return where_real(real, State(dz @ U, dc), State(dh, dstate.c)), dz
+            return (where_real(real, State(dz @ U, dc), State(dh, dstate.c)), c), dz
 
-        at_end = jax.tree.map(zeros_like, residuals.final)
+        at_end = jax.tree.map(zeros_like, residuals.final), residuals.final.c
         dout = sharded_like(time_first(dout), residuals.before.h)
         each = (dout, residuals.before.c, residuals.z, residuals.real)
-        dstate, dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
+        (dstate, _), dz = jax.lax.scan(step, at_end, each, reverse=not self.reverse)
         return dz, dstate
 
     def _first(self, params: Params, x: jax.Array, state: Any, Wx: jax.Array) -> State:
@@ -236,35 +237,40 @@ class LSTM(Recurrent):
         return real_steps(self, x, taken)
 
 
-def through_gates(z: list[jax.Array], c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """h_t and c_t of z_t, in its four parts, and c_{t-1}."""
-    z_i, z_f, z_g, z_o = _wide(z)
-    i, f, g, o = sigmoid.value(z_i), sigmoid.value(z_f), tanh.value(z_g), sigmoid.value(z_o)
+# XLA on CPU vectorises a loop over few arrays only, some eight, where each part of z is one. So σ is
+# taken of z as a whole, g's part for nothing, and c_t is handed in though z and c_{t-1} tell it.
+
+
+def through_gates(z: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """h_t and c_t of z_t, (..., 4n), and c_{t-1}."""
+    z = _wide(z)
+    i, f, _, o = jnp.split(sigmoid.value(z), 4, axis=-1)
+    g = tanh.value(jnp.split(z, 4, axis=-1)[2])
     c_next = f * c + i * g
     return o * tanh.value(c_next), c_next
 
 
 def errors_of_gates(
-    z: list[jax.Array], c: jax.Array, dh: jax.Array, dc_next: jax.Array
+    z: list[jax.Array], c: jax.Array, c_next: jax.Array, dh: jax.Array, dc_next: jax.Array
 ) -> tuple[list[jax.Array], jax.Array]:
     """dz_t in its four parts, and f ⊙ dc_t, from dh_t and the next step's f ⊙ dc.
 
     Args:
-        z, c: z_t and c_{t-1}, as `through_gates` had them.
+        z: z_t in its four parts.
+        c, c_next: c_{t-1} and c_t.
         dh: dh_t, from above and from the next step.
         dc_next: f_{t+1} ⊙ dc_{t+1}.
     """
-    z_i, z_f, z_g, z_o = _wide(z)
+    z_i, z_f, z_g, z_o = map(_wide, z)
     i, f, g, o = sigmoid.value(z_i), sigmoid.value(z_f), tanh.value(z_g), sigmoid.value(z_o)
-    c_next = f * c + i * g
-    dc = dc_next + dh * o * tanh.derivative(c_next)
-    dz_i = dc * g * sigmoid.derivative(z_i)
-    dz_f = dc * c * sigmoid.derivative(z_f)
-    dz_g = dc * i * tanh.derivative(z_g)
-    dz_o = dh * tanh.value(c_next) * sigmoid.derivative(z_o)
+    dc = dc_next + dh * o * tanh_slope(c_next)
+    dz_i = dc * g * sigmoid_slope(z_i)
+    dz_f = dc * c * sigmoid_slope(z_f)
+    dz_g = dc * i * tanh_slope(z_g)
+    dz_o = dh * tanh.value(c_next) * sigmoid_slope(z_o)
     return [dz_i, dz_f, dz_g, dz_o], dc * f
 
 
-def _wide(z: list[jax.Array]) -> list[jax.Array]:
-    """z_i, z_f, z_g and z_o, in at least float32."""
-    return [each.astype(accumulation_dtype(each)) for each in z]
+def _wide(z: jax.Array) -> jax.Array:
+    """z in at least float32."""
+    return z.astype(accumulation_dtype(z))
