@@ -18,16 +18,13 @@ from flax import nnx
 
 import manual_bp.interop.equinox as ours_for_equinox
 import manual_bp.interop.flax as ours_for_flax
-from benchmarks.measuring import Row, compiled, seconds_in_turn, temporary_bytes
+from benchmarks.row import IDIOMATIC, MEMORY, OURS, TIME, Eager, Group, Row, Target, Way
 from manual_bp.interop.functions import linear_cross_entropy
-
-MEBIBYTE = 2**20
 
 
 class Pair(NamedTuple):
     """A scalar function of params and data: of stock modules, and of ours."""
 
-    name: str
     stock: Callable[..., jax.Array]
     ours: Callable[..., jax.Array]
     args: tuple[Any, ...]
@@ -80,11 +77,11 @@ def of_flax(of: Any, make: Callable[[Any], Any], loss: Callable[..., jax.Array])
     return lambda params, *data: loss(of, nnx.merge(graph, params), *data), params
 
 
-def flax_pair(name: str, make: Callable[[Any], Any], loss: Callable[..., Any], *data: Any) -> Pair:
+def flax_pair(make: Callable[[Any], Any], loss: Callable[..., Any], *data: Any) -> Pair:
     """A flax model, stock and ours; both have the same state, so that one serves both."""
     stock, params = of_flax(nnx, make, loss)
     ours, _ = of_flax(ours_for_flax, make, loss)
-    return Pair(name, stock, ours, (params, *data))
+    return Pair(stock, ours, (params, *data))
 
 
 def head(predictions: int = 1024, classes: int = 32_768, features: int = 256) -> Pair:
@@ -101,14 +98,13 @@ def head(predictions: int = 1024, classes: int = 32_768, features: int = 256) ->
     rng = np.random.default_rng(0)
     h = jnp.asarray(rng.normal(size=(predictions, features)), jnp.float32)
     labels = jnp.asarray(rng.integers(classes, size=predictions))
-    return flax_pair(f"flax head, {predictions} x {classes}", make, loss, h, labels)
+    return flax_pair(make, loss, h, labels)
 
 
 def block(steps: int = 2048, width: int = 256, heads: int = 4) -> Pair:
     """A GPT block over a long sequence."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, steps, width)), jnp.float32)
     return flax_pair(
-        f"flax GPT block, T = {steps}",
         lambda of: Block(of, width, heads, nnx.Rngs(0)),
         lambda of, model, x: jnp.square(model(x)).mean(),
         x,
@@ -124,7 +120,6 @@ def rnn(steps: int = 128, examples: int = 4, width: int = 512) -> Pair:
         return jnp.square(model(x, initial_carry=(zeros, zeros))).mean()
 
     return flax_pair(
-        f"flax LSTM, {examples} x {steps}, {width} units",
         lambda of: of.RNN(of.OptimizedLSTMCell(width, width, rngs=nnx.Rngs(0)), rngs=False),
         loss,
         x,
@@ -159,37 +154,36 @@ def equinox_block(steps: int = 2048, width: int = 256, heads: int = 4) -> Pair:
     leaves = jax.tree.leaves(arrays, is_leaf=lambda leaf: leaf is None)
     X = jnp.asarray(np.random.default_rng(0).normal(size=(1, steps, width)), jnp.float32)
     mask = jnp.tril(jnp.ones((steps, steps), bool))
-    name = f"equinox block, T = {steps}"
-    return Pair(name, loss_of(eqx.nn), loss_of(ours_for_equinox), (leaves, X, mask))
+    return Pair(loss_of(eqx.nn), loss_of(ours_for_equinox), (leaves, X, mask))
 
 
-def memory(pair: Pair, target: float | None) -> Row:
-    """Temporary memory of the gradient, ours over the library's."""
-    ours, theirs = (
-        temporary_bytes(jax.value_and_grad(each), *pair.args) / MEBIBYTE
-        for each in (pair.ours, pair.stock)
+def ways(pair: Pair) -> dict[str, Way | Eager]:
+    """jax.value_and_grad of the model with our modules, and with the library's own."""
+    return {
+        OURS: Way(jax.value_and_grad(pair.ours), pair.args),
+        IDIOMATIC: Way(jax.value_and_grad(pair.stock), pair.args),
+    }
+
+
+def group() -> Group:
+    """The rows."""
+    made: tuple[tuple[str, Callable[[], Pair], float | None], ...] = (
+        ("flax head, 1024 x 32768, 256 features", head, 0.1),
+        ("flax GPT block, T 2048", block, 0.5),
+        ("equinox block, T 2048", equinox_block, 0.5),
+        ("flax LSTM, T 128 x 4, 512 units", rnn, 0.8),
+        ("flax LSTM, T 256 x 32, 256 units", lambda: rnn(256, 32, 256), None),
     )
-    return Row("memory over stock", pair.name, ours, theirs, "MiB", target)
-
-
-def run_time(pair: Pair, rounds: int, target: float | None) -> Row:
-    """The time of the gradient, ours over the library's."""
-    programs = [compiled(jax.value_and_grad(each), *pair.args) for each in (pair.ours, pair.stock)]
-    runs = [lambda program=program: program(*pair.args) for program in programs]
-    ours, theirs = seconds_in_turn(rounds, *runs)
-    return Row("time over stock", pair.name, ours, theirs, "s", target)
-
-
-def measure(rounds: int = 7) -> list[Row]:
-    """All rows.
-
-    Args:
-        rounds: how many times to measure each time.
-    """
-    aims = ((head(), 0.1, 1.05), (block(), 0.5, 1.05), (equinox_block(), 0.5, 1.05))
-    aims += ((rnn(), 0.8, 1.05), (rnn(256, 32, 256), None, None))
-    return [
-        row
-        for pair, of_memory, of_time in aims
-        for row in (memory(pair, of_memory), run_time(pair, rounds, of_time))
-    ]
+    rows = []
+    for name, make, memory in made:
+        targets = (
+            ()
+            if memory is None
+            else (
+                Target(TIME, 1.05, IDIOMATIC),
+                Target(MEMORY, memory, IDIOMATIC),
+            )
+        )
+        against = f"the same model of {name.split()[0]}'s own modules"
+        rows.append(Row(name, lambda make=make: ways(make()), targets, against_idiomatic=against))
+    return Group("interop", "flax and equinox models with one import changed", tuple(rows))

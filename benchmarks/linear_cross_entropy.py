@@ -1,98 +1,93 @@
 """A head of 32,768 classes fused with its loss: is the gradient leaner than jax.grad's, as fast?
 
-Loss and both gradients of `LinearCrossEntropy` are held against jax.value_and_grad of the plain
-composition, `optax.softmax_cross_entropy_with_integer_labels(h @ W.T, y).mean()`.
+Loss and both gradients of `LinearCrossEntropy` are held against jax.value_and_grad of `Dense` below
+`SoftmaxCrossEntropy`, the same written with optax, and PyTorch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.measuring import Row, compiled, seconds_in_turn, temporary_bytes
-from manual_bp import LinearCrossEntropy
+import manual_bp as mbp
+from benchmarks.row import IDIOMATIC, MEMORY, OURS, SAME, TIME, Eager, Group, Row, Target, Way
+from benchmarks.torch_ways import tensor, torch_way
 from manual_bp.losses.linear_cross_entropy import Params
 
-MEBIBYTE = 2**20
+CLASSES = 32_768
+PREDICTIONS = 1024
 
 
-class Size(NamedTuple):
-    """How many predictions, classes and features."""
-
-    predictions: int
-    classes: int
-    features: int
-
-    def __str__(self) -> str:
-        return f"{self.predictions} x {self.classes}, {self.features} features"
-
-
-SIZES = (Size(1024, 32_768, 256), Size(1024, 32_768, 512))
-
-
-def by_hand(size: Size) -> Callable[..., Any]:
+def by_hand(W: Any, h: Any, y: Any) -> Any:
     """(loss, dW, dh) of the mean, fused."""
-    loss = LinearCrossEntropy(size.classes)
-
-    def run(W: Any, h: Any, y: Any) -> Any:
-        weights = jnp.full(y.shape, 1 / size.predictions)
-        values, dparams, dh = loss.sweep(Params(W, ()), h, y, weights)
-        return (weights * values).sum(), dparams.W, dh
-
-    return run
+    weights = jnp.full(y.shape, 1 / len(y))
+    loss = mbp.LinearCrossEntropy(len(W))
+    values, dparams, dh = loss.sweep(Params(W, ()), h, y, weights)
+    return (weights * values).sum(), dparams.W, dh
 
 
-def by_autodiff(W: Any, h: Any, y: Any) -> Any:
-    """The same by jax.value_and_grad of the plain composition."""
+def same(W: Any, h: Any, y: Any) -> Any:
+    """The same by jax.value_and_grad of a dense layer and its loss."""
+    head, loss = mbp.Dense(len(W), bias=False), mbp.SoftmaxCrossEntropy()
+
+    def mean(W: Any, h: Any) -> Any:
+        return loss.value(head.forward(Params(W, ()), h)[0], y).mean()
+
+    value, (dW, dh) = jax.value_and_grad(mean, (0, 1))(W, h)
+    return value, dW, dh
+
+
+def idiomatic(W: Any, h: Any, y: Any) -> Any:
+    """The same as one writes it with optax."""
 
     def mean(W: Any, h: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(h @ W.T, y).mean()
 
-    loss, (dW, dh) = jax.value_and_grad(mean, (0, 1))(W, h)
-    return loss, dW, dh
+    value, (dW, dh) = jax.value_and_grad(mean, (0, 1))(W, h)
+    return value, dW, dh
 
 
-def shapes(size: Size) -> tuple[Any, ...]:
-    """W, h and y, as shapes."""
-    W = jax.ShapeDtypeStruct((size.classes, size.features), jnp.float32)
-    h = jax.ShapeDtypeStruct((size.predictions, size.features), jnp.float32)
-    return W, h, jax.ShapeDtypeStruct((size.predictions,), jnp.int32)
-
-
-def numbers(size: Size) -> tuple[Any, ...]:
-    """W, h and y, as arrays."""
-    W, h, y = shapes(size)
+def ways(predictions: int, classes: int, features: int) -> dict[str, Way | Eager]:
+    """By hand, by jax.grad of the same, of optax, and by PyTorch."""
     keys = jax.random.split(jax.random.key(0), 3)
-    W = jax.random.normal(keys[0], W.shape) / size.features**0.5
-    return W, jax.random.normal(keys[1], h.shape), jax.random.randint(keys[2], y.shape, 0, len(W))
+    W = jax.random.normal(keys[0], (classes, features)) / features**0.5
+    h = jax.random.normal(keys[1], (predictions, features))
+    y = jax.random.randint(keys[2], (predictions,), 0, classes)
+
+    def in_torch(torch: Any) -> Callable[[], Any]:
+        wanted = [tensor(torch, each, requires_grad=True) for each in (W, h)]
+        labels = tensor(torch, y).long()
+
+        def run() -> Any:
+            loss = torch.nn.functional.cross_entropy(wanted[1] @ wanted[0].T, labels)
+            return loss, torch.autograd.grad(loss, wanted)
+
+        return run
+
+    functions = {OURS: by_hand, SAME: same, IDIOMATIC: idiomatic}
+    found = {name: Way(each, (W, h, y)) for name, each in functions.items()}
+    return {**found, **torch_way(in_torch)}
 
 
-def memory(size: Size) -> Row:
-    """Memory by hand over jax.grad's."""
-    ours, theirs = (
-        temporary_bytes(each, *shapes(size)) / MEBIBYTE for each in (by_hand(size), by_autodiff)
+def group() -> Group:
+    """The rows."""
+    targets = tuple(
+        Target(quantity, limit, against)
+        for against in (SAME, IDIOMATIC)
+        for quantity, limit in ((TIME, 0.95), (MEMORY, 0.06))
     )
-    return Row("memory over jax.grad", str(size), ours, theirs, "MiB", 0.1)
-
-
-def run_time(size: Size, rounds: int) -> Row:
-    """The time by hand over jax.grad's."""
-    args = numbers(size)
-    programs = [compiled(each, *args) for each in (by_hand(size), by_autodiff)]
-    runs = [lambda program=program: program(*args) for program in programs]
-    ours, theirs = seconds_in_turn(rounds, *runs)
-    return Row("time over jax.grad", str(size), ours, theirs, "s", 1.05)
-
-
-def measure(sizes: tuple[Size, ...] = SIZES, rounds: int = 7) -> list[Row]:
-    """All rows.
-
-    Args:
-        sizes: of heads.
-        rounds: how many times to measure each time.
-    """
-    return [row for size in sizes for row in (memory(size), run_time(size, rounds))]
+    optax_loss = "optax's softmax_cross_entropy_with_integer_labels of h @ W.T"
+    rows = tuple(
+        Row(
+            f"{PREDICTIONS} x {CLASSES}, {features} features",
+            lambda features=features: ways(PREDICTIONS, CLASSES, features),
+            aimed_at,
+            against_idiomatic=optax_loss,
+        )
+        for features, aimed_at in ((256, targets), (512, ()))
+    )
+    return Group("linear_cross_entropy", "A linear head and its cross-entropy", rows)
