@@ -6,7 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks import (
+    clipping,
+    diagnostics,
     elementwise,
+    interop,
+    linear_cross_entropy,
     mlp,
     per_example,
     recurrent,
@@ -20,8 +24,12 @@ GROUPS: dict[str, Callable[[], Group]] = {
     "stack": stack.group,
     "reversible": stack.reversible,
     "recurrent": recurrent.group,
+    "head": linear_cross_entropy.group,
     "elementwise": elementwise.group,
     "per_example": per_example.group,
+    "clipping": clipping.group,
+    "diagnostics": diagnostics.group,
+    "interop": interop.group,
 }
 
 
