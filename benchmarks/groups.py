@@ -24,7 +24,7 @@ GROUPS: dict[str, Callable[[], Group]] = {
     "stack": stack.group,
     "reversible": stack.reversible,
     "recurrent": recurrent.group,
-    "head": linear_cross_entropy.group,
+    "linear_cross_entropy": linear_cross_entropy.group,
     "elementwise": elementwise.group,
     "per_example": per_example.group,
     "clipping": clipping.group,
