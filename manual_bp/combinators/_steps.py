@@ -40,30 +40,33 @@ def at_step(shared: Mapping[str, Any], scanned: Mapping[str, Any]) -> dict[str, 
     return given
 
 
+IN, OUT = -1, -2
+"""The places of a step's own input and output among what it keeps."""
+
+
 class Kept(NamedTuple):
     """What one step keeps, or all of them, stacked: each array once.
 
-    leaves: arrays; places: the structure of the residuals, for each of their leaves its place among
-    these, or `OUT`, and the place of the step's input, or None.
+    outs: the output, () if the layer keeps neither it nor its input, which is the output of the
+    step below; leaves: other arrays; places: the structure of the layer's residuals, and for each
+    of their leaves its place among these, `IN` or `OUT`.
     """
 
+    outs: Any
     leaves: tuple[jax.Array, ...]
     places: Static
 
     @property
-    def x(self) -> Any:
-        """The step's input, where the next step's says what this one's output is; else ()."""
-        _, places, of_x = self.places.value
-        return self.leaves[of_x] if OUT in places else ()
+    def inputs(self) -> bool:
+        """Whether the layer keeps its input."""
+        return IN in self.places.value[1]
 
-    def opened(self, out: Any) -> Tree:
-        """The layer's residuals again, given the step's output."""
-        structure, places, _ = self.places.value
-        each = [out if place == OUT else self.leaves[place] for place in places]
+    def opened(self, x: Any) -> Tree:
+        """The layer's residuals again, given the step's input."""
+        structure, places = self.places.value
+        special = {IN: x, OUT: self.outs}
+        each = [special[place] if place < 0 else self.leaves[place] for place in places]
         return jax.tree.unflatten(structure, each)
-
-
-OUT = -1
 
 
 def kept_once(residuals: Tree, x: jax.Array, out: jax.Array) -> Kept:
@@ -71,25 +74,31 @@ def kept_once(residuals: Tree, x: jax.Array, out: jax.Array) -> Kept:
 
     A scan stacks all that its body returns, also what it returns twice, and the output of a step is
     the input of the next one. So relu's output, which says where its error passes, costs nothing in
-    a layer that keeps its input.
+    a layer that keeps its input. Outputs are stacked and not inputs: XLA on CPU would copy an input
+    that is stacked while the carry is written over.
 
     Args:
         residuals: of the layer.
         x, out: its input, and its output as the next step takes it.
     """
     leaves, structure = jax.tree.flatten(residuals)
-    keeps_x = any(leaf is x for leaf in leaves)
     own: list[jax.Array] = []
     places = []
     for leaf in leaves:
-        if keeps_x and leaf is out and out is not x:
-            places.append(OUT)
-            continue
-        if not any(leaf is each for each in own):
+        special = IN if leaf is x else OUT if leaf is out else None
+        found = (place for place, each in enumerate(own) if each is leaf)
+        place = next(found, len(own)) if special is None else special
+        if place == len(own):
             own.append(leaf)
-        places.append(next(place for place, each in enumerate(own) if each is leaf))
-    of_x = next((place for place, each in enumerate(own) if each is x), None)
-    return Kept(tuple(own), Static((structure, tuple(places), of_x)))
+        places.append(place)
+    outs = out if min(places, default=0) < 0 else ()
+    return Kept(outs, tuple(own), Static((structure, tuple(places))))
+
+
+def input_of(step: jax.Array, x: jax.Array, outs: jax.Array) -> jax.Array:
+    """A[step - 1]: the output of the step below, or x."""
+    below = jax.lax.dynamic_index_in_dim(outs, jnp.maximum(step - 1, 0), keepdims=False)
+    return jnp.where(step == 0, x, below)
 
 
 def over_uses(dtaken: Mapping[str, Tree]) -> dict[str, Tree]:

@@ -12,8 +12,8 @@ parameters, backward one over parameters and residuals in reverse. The time to c
 depend on the depth, and neither does the size of the program.
 
 What is kept is what the layer keeps, stacked, and nothing beside it: A[l-1] is there only if the
-layer needs it, and weights are scanned anew, not copied. A layer that needs its output too, as relu
-does for g', has it from the step above, whose input it is: a dense layer keeps one array a step.
+layer needs it, and weights are scanned anew, not copied. A layer that needs its input and its
+output, as relu does for g', has both from one stack of A: a dense layer keeps one array a step.
 
 Shapes  A[l], dA[l]: the same for all l; params, residuals, statistics, states, what a walk sees:
         (depth, ...) of one's
@@ -34,6 +34,7 @@ from manual_bp.combinators._steps import (
     check_depth,
     check_kept,
     check_stacked,
+    input_of,
     kept_once,
     over_steps,
     over_uses,
@@ -44,10 +45,10 @@ from manual_bp.sharding import sharded_like
 
 
 class Residuals(NamedTuple):
-    """kept: what the steps keep, stacked; out: (...), the last one's output, () if none needs it."""
+    """kept: what the steps keep, stacked; x: the first one's input, () if they don't keep it."""
 
     kept: Kept
-    out: Any
+    x: Any
 
 
 @dataclass(frozen=True)
@@ -87,30 +88,34 @@ class Stack(Combinator):
 
         with within(1, self.layer):
             out, kept = jax.lax.scan(step, x, scannable((params[0], scanned)), length=self.depth)
-        return out, Residuals(kept, () if isinstance(kept.x, tuple) else out)
+        return out, Residuals(kept, x if kept.inputs else ())
 
     def walk(
         self, visit: Visit, dout: jax.Array, params: Tree, residuals: Tree, *others: Tree
     ) -> tuple[Tree, jax.Array]:
-        def step(carry: tuple[jax.Array, Any], each: tuple[Any, ...]) -> tuple[Any, Tree]:
-            (dout, out), (params, kept, *others) = carry, each
-            seen, dx = self.layer.walk(visit, dout, params, kept.opened(out), *others)
-            return (sharded_like(dx.astype(dout.dtype), dout), kept.x), seen
+        kept, x = residuals
+        outs = scannable(kept.outs)
 
-        kept, out = residuals
-        each = scannable((params[0], kept, *(tree[0] for tree in others)))
+        def step(dout: jax.Array, each: tuple[Any, ...]) -> tuple[Any, Tree]:
+            number, params, kept, *others = each
+            a_prev = input_of(number, x, outs) if kept.inputs else ()
+            seen, dx = self.layer.walk(visit, dout, params, kept.opened(a_prev), *others)
+            return sharded_like(dx.astype(dout.dtype), dout), seen
+
+        trees = scannable((params[0], kept, *(tree[0] for tree in others)))
+        each = (jnp.arange(self.depth), *trees)
         with within(1, self.layer):
-            (dx, _), seen = jax.lax.scan(step, (dout, out), each, length=self.depth, reverse=True)
+            dx, seen = jax.lax.scan(step, dout, each, length=self.depth, reverse=True)
         return (seen,), dx
 
     def gather_taken(self, dtaken: Tree) -> dict[str, Tree]:
         return over_uses(super().gather_taken(dtaken))
 
     def observe(self, residuals: Tree) -> Tree:
-        kept, out = residuals
-        if not isinstance(out, tuple):
-            out = jnp.concatenate([kept.x[1:], out[None]])  # each step's
-        return (jax.vmap(self.layer.observe, axis_size=self.depth)(kept.opened(out)),)
+        kept, x = residuals
+        if kept.inputs:  # of each step
+            x = jnp.concatenate([x[None], kept.outs[:-1]])
+        return (jax.vmap(self.layer.observe, axis_size=self.depth)(kept.opened(x)),)
 
     def _one(self, key: jax.Array, x: Any) -> Tree:
         """What the params of one step look like; nothing is computed."""

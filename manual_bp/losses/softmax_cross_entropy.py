@@ -122,7 +122,7 @@ class SoftmaxCrossEntropy(Loss):
         if is_classes(prediction, target):
             target = widened(target)
             y = (target[..., None] == jnp.arange(units)).astype(dtype)
-            valid = (target >= 0) & (target < units)
+            valid = _exists(target, units)
             total: Any = 1
             if self.ignored_class is not None:
                 counts = counted_classes(target, self.ignored_class)
@@ -133,6 +133,19 @@ class SoftmaxCrossEntropy(Loss):
             share = jnp.asarray(self.label_smoothing, dtype)
             y = (1 - share) * y + share * total / units
         return y, counts, valid
+
+
+def _exists(target: jax.Array, units: int) -> jax.Array:
+    """Which classes are among 0 ... units - 1: of 0 and units, the first alone isn't above them.
+
+    A sum, and so a small kernel of its own, which needs nothing but the targets. XLA on CPU begins
+    a program on a thread beside those of its pool: it takes one of the kernels that are ready, and
+    hands on the others. Were the network's first product the only one, that thread would go on with
+    the network, one thread more than there are cores (784-512-512-10 x 128 on two: 2.45 ms, not
+    2.17).
+    """
+    bounds = jnp.array([0, units], target.dtype)
+    return (target[..., None] >= bounds).sum(-1) == 1
 
 
 def softmax(z: jax.Array) -> jax.Array:

@@ -120,7 +120,9 @@ WRONG: dict[str, Callable[[], Any]] = {
             residuals.kept, layer.activation.scale(residuals.kept, dout)
         ),
     ),
-    "relu passes where z < 0": lambda: mock.patch.object(Relu, "keep", lambda layer, z: z < 0),
+    "relu passes where z < 0": lambda: mock.patch.object(
+        Relu, "scale", lambda layer, kept, dout: jnp.where(kept > 0, 0, dout)
+    ),
     "bias gradient not summed": lambda: _dense_backward(
         db=lambda dz: dz.reshape(-1, dz.shape[-1])[0]
     ),
