@@ -237,8 +237,8 @@ class LSTM(Recurrent):
         return real_steps(self, x, taken)
 
 
-# XLA on CPU vectorises a loop over few arrays only, some eight, where each part of z is one. So σ is
-# taken of z as a whole, g's part for nothing, and c_t is handed in though z and c_{t-1} tell it.
+# XLA on CPU vectorises a loop over few arrays only, some eight, where each part of z is one. So σ
+# is taken of z as a whole, g's part for nothing, and c_t handed in where z and c_{t-1} tell it.
 
 
 def through_gates(z: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
