@@ -1,67 +1,64 @@
 """Attention in blocks: the same function without the T x S matrix, in memory linear in T.
 
-Queries come in blocks of b rows, keys and values in blocks of b' rows, and one block of scores is
-there at a time. A block that no query in it may read, above the diagonal of a causal S or outside
-of a window, is not computed at all.
+Queries come in blocks of b rows, each against all keys that it may read: a strip of S and of P. A
+row of S is whole in its strip, so softmax is what it was, and a strip needs no other one.
 
-Forward.  Softmax needs the sum over all keys before any part of O is right. But with a reference μ
-in place of the largest score,
+Forward.  O = P V for each strip. Kept are two numbers for each query, the largest score μ and
+r = 1/Σ e^{S - μ}.
 
-    O_t = Σ_s e^{S_ts - μ} V_s / Σ_s e^{S_ts - μ}
+Backward.  With them a strip of P is computed again from Q and K, without its sums:
 
-for every μ: numerator and denominator have the same factor. So both are summed block by block with
-the largest score so far, and where a block raises it from μ to μ', what was summed is rescaled:
+    P_ts = e^{S_ts} / Σ_s' e^{S_ts'} = r_t e^{S_ts - μ_t} = r_t E_ts
 
-    μ' = max(μ, max_s S_ts)                             s in the block
-    numerator   ← e^{μ - μ'} numerator + Σ_s e^{S_ts - μ'} V_s
-    denominator ← e^{μ - μ'} denominator + Σ_s e^{S_ts - μ'}
+In real numbers one number would do, L = μ - log r, with P = e^{S - L}. But a sum is rounded to a
+multiple of its larger term's unit: in float32 and at scores of 10⁷ that is 1, the logarithm is
+lost, and P doesn't sum to 1. S - μ has no such error: S is the same product of the same strips both
+times, so it is 0 for the largest score.
 
-At the end O = numerator/denominator, and μ and r = 1/denominator are kept, two numbers for each
-query.
-
-Backward.  With them a block of P needs no other block:
-
-    P_ts = e^{S_ts} / Σ_s' e^{S_ts'} = r_t e^{S_ts - μ_t}
-
-so P is computed again from Q, K, μ and r. In real numbers one would do, L = μ + log denominator,
-with P = e^{S - L}. But a sum is rounded to a multiple of its larger term's unit: in float32 and at
-scores of 10⁷ that is 1, the logarithm is lost, and P doesn't sum to 1. S - μ has no such error: S
-is the same product of the same blocks both times, so it is 0 for the largest score.
-
-One term of dS = P ⊙ (dP - D) reaches across
-blocks, D_t = Σ_s dP_ts P_ts over all keys. With dP_ts = Σ_j dO_tj V_sj the sums exchange,
+D_t = Σ_s dP_ts P_ts needs no P either. With dP_ts = Σ_j dO_tj V_sj the sums exchange,
 
     D_t = Σ_s P_ts Σ_j dO_tj V_sj = Σ_j dO_tj Σ_s P_ts V_sj = Σ_j dO_tj O_tj
 
-and D = rowsum(dO ⊙ O) is known before the first block. Then for each block of queries i and keys j:
+and r is a factor of each row of P alone, so it may stand with dO and D, which are small, instead of
+with E. With dO' = r dO and D' = r D, for each strip:
 
-    P = r_i e^{S - μ_i},   dS = P ⊙ (dO_i V_jᵀ - D_i) ⊙ (1 - tanh²)
-    dV_j += Pᵀ dO_i,   dQ_i += scale · dS K_j,   dK_j += scale · dSᵀ Q_i
+    E = e^{S - μ},   dS = E ⊙ (dO' Vᵀ - D') ⊙ (1 - tanh²)
+    dV += Eᵀ dO',   dQ = scale · dS K,   dK += scale · dSᵀ Q
 
-P is masked here, where `_attention` needs no mask: it isn't kept, and e^{S - μ} isn't 0 where
-nothing may be read.
+E is masked, where `_attention` needs no mask: it isn't kept, and e^{S - μ} isn't 0 where nothing
+may be read.
 
-Where T or S is no multiple of a block, zeros fill the last one: such keys may not be read, and such
-queries have dO = 0 and r = 0. The blocks that are needed are listed when the program is traced, and
-one scan runs over the list: the program is as long for any T.
+Which strips.  A causal query needs no keys behind it, and with a window none that are too far back.
+But a loop's turns have one shape. So the blocks are dealt to four parts of the sequence, one after
+the other, and each turn takes one block of each part: with a strip as wide as the longest of its
+part, S is computed for 5/8 of T x T, instead of half of it. One scan runs over the turns: the
+program is as long for any T. Where T isn't a multiple of the blocks, zeros fill the last ones: such
+queries have dO' = 0.
+
+Why parts and turns, on two CPU cores.  XLA runs what doesn't depend on each other side by side, and
+four strips do so for what one leaves idle; and products of matrices are fast when they are large
+(100 GF/s of 64 rows by 1024, 175 of 128, 220 of 256). For the same reason a CPU takes one example
+after the other: strips of it alone can be higher in the same memory, a tenth of what all take. A
+GPU wants all examples at once. For 4 examples with T = 1024, d = 64 this takes 20 ms where one scan
+over squares of 128 x 128, with sums that are rescaled when a larger score is found, took 37.
 
 Backward keeps Q, K, V, O, μ and r, 4 d + 2 numbers for each position and head, where `_attention`
-keeps 3 d + T. It pays for that with one more product of Q and K.
+keeps 3 d + T, and holds a few strips, about 5 b T numbers. It pays for that with one more product
+of Q and K.
 
-On two CPU cores blocks of 128 to 512 are about as fast, at d = 64, and 3 to 4 times as fast as all
-at once at T = 2048: a block of P stays in the cache.
-
-Source  Milakov & Gimelshein (2018), arXiv:1805.02867; Rabe & Staats (2021), arXiv:2112.05682;
-        Dao, Fu, Ermon, Rudra & Ré (2022), FlashAttention, arXiv:2205.14135
+Source  Rabe & Staats (2021), arXiv:2112.05682; Dao, Fu, Ermon, Rudra & Ré (2022), FlashAttention,
+        arXiv:2205.14135, which also cuts keys, and rescales sums (Milakov & Gimelshein (2018),
+        arXiv:1805.02867): there a strip doesn't fit into the fastest memory
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from manual_bp.layer import accumulation_dtype
 from manual_bp.layers._attention import (
@@ -77,11 +74,14 @@ from manual_bp.layers._attention import (
     to_keys,
     where,
 )
-from manual_bp.sharding import zeros_like
+from manual_bp.sharding import axes_of, zeros_like
+
+PARTS = 4
+"""Of the sequence, at most: more leave less of S above the diagonal, and make a longer program."""
 
 
 class Grid(NamedTuple):
-    """How S is cut into blocks."""
+    """How S is cut into strips: `parts` of the sequence, each of `turns` blocks of `rows`."""
 
     queries: int
     """T."""
@@ -89,96 +89,55 @@ class Grid(NamedTuple):
     """S."""
     rows: int
     """b, the queries in a block."""
-    columns: int
-    """b', the keys in a block."""
+    turns: int
+    parts: int
 
-    def needed(self, how: How) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks (i, j) in which some query may read some key, row by row."""
-        down, across = -(-self.queries // self.rows), -(-self.keys // self.columns)
-        pairs = [
-            (i, j)
-            for i in range(down)
-            for j in range(across)
-            if self._may_meet(how, i * self.rows, j * self.columns)
-        ]
-        return tuple(np.array(pairs, np.int32).T)
+    def first(self, part: int, turn: Any) -> Any:
+        """The first query of a block."""
+        return (part * self.turns + turn) * self.rows
 
-    def _may_meet(self, how: How, row: int, column: int) -> bool:
-        """Whether the settings let a query of the block that begins here read a key of it."""
-        last_row, last_column = row + self.rows - 1, column + self.columns - 1
-        return not (
-            (how.causal and column > last_row)
-            or (how.window is not None and last_column <= row - how.window)
-        )
+    def columns(self, how: How, part: int, turn: Any) -> tuple[Any, int]:
+        """The first key of a block's strip, and how many: enough for all blocks of its part."""
+        if not how.causal:
+            return 0, self.keys
+        width = min((part + 1) * self.turns * self.rows, self.keys)
+        if how.window is None or self.rows + how.window - 1 >= width:
+            return 0, width
+        width = self.rows + how.window - 1
+        return jnp.clip(self.first(part, turn) + self.rows - width, 0, self.keys - width), width
 
-    def cut(self, how: How, masks: Masks) -> Masks:
-        """The masks, false for keys and queries that fill the last blocks."""
-        keys, pairs = masks
-        if keys is None and self.keys % self.columns and not how.causal:
-            keys = jnp.ones((1, 1, 1, 1, self.keys), bool)  # causal ones don't read what follows
-        if keys is not None:
-            keys = _filled(keys, -1, self.columns)
-        if pairs is not None:
-            pairs = _filled(_filled(pairs, -1, self.columns), -2, self.rows)
-        return Masks(keys, pairs)
 
-    def readable(self, how: How, masks: Masks, i: jax.Array, j: jax.Array) -> jax.Array | None:
-        """Which queries of block (i, j) may read which keys of it; None where all may."""
-        row, column = i * self.rows, j * self.columns
-        keys, pairs = masks
-        if keys is not None:
-            keys = _part(keys, column, self.columns, -1)
-        if pairs is not None:
-            pairs = _part(_part(pairs, column, self.columns, -1), row, self.rows, -2)
-        rows, columns = row + jnp.arange(self.rows), column + jnp.arange(self.columns)
-        return may_read(how, Masks(keys, pairs), rows, columns)
+class Strip(NamedTuple):
+    """One block of queries beside the keys that it may read."""
+
+    scores: jax.Array
+    """(m, H, G, b, columns)."""
+    tanh: jax.Array | None
+    readable: jax.Array | None
+    k: jax.Array
+    v: jax.Array
+    start: Any
+    """The place of its first key."""
+
+    def exponentials(self, largest: jax.Array) -> jax.Array:
+        """E = e^{S - μ}, 0 where nothing may be read."""
+        return jnp.exp(where(self.readable, self.scores - largest, NEVER))
 
 
 class Kept(NamedTuple):
     """What backward needs beside Q, K, V and O, of each query: (m, H, G, T, 1)."""
 
     largest: jax.Array
-    """μ, the largest score that it may read."""
+    """μ, the largest score that may be read."""
     inverse: jax.Array
-    """r = 1 / Σ e^{S - μ}."""
+    """r = 1/Σ e^{S - μ}; 1 where nothing may be read."""
 
 
 def forward(
     how: How, block: int, q: jax.Array, k: jax.Array, v: jax.Array, masks: Masks
 ) -> tuple[jax.Array, Kept]:
     """(O, μ and r), in at least float32."""
-    grid, (q, k, v) = _grid(block, q, k), in_wide(q, k, v)
-    queries, keys, values = (
-        _blocks(q, grid.rows),
-        _blocks(k, grid.columns),
-        _blocks(v, grid.columns),
-    )
-    cut = grid.cut(how, masks)
-
-    def add_block(sums: Any, pair: Any) -> Any:
-        numerator, denominator, largest = sums
-        i, j = pair
-        scores, _ = score(how, _at(queries, i), _at(keys, j))
-        readable = grid.readable(how, cut, i, j)
-        before = _at(largest, i)
-        now = jnp.maximum(before, where(readable, scores, lowest(scores)).max(-1, keepdims=True))
-        rescale = _rescale(before, now)
-        exponentials = jnp.exp(where(readable, scores - now, NEVER))
-        total = rescale * _at(denominator, i) + exponentials.sum(-1, keepdims=True)
-        weighted = jnp.einsum("mhgts,mhsd->mhgtd", exponentials, _at(values, j))
-        weighted = rescale * _at(numerator, i) + weighted
-        return (
-            _put(numerator, weighted, i),
-            _put(denominator, total, i),
-            _put(largest, now, i),
-        ), None
-
-    zeros = zeros_like(queries)
-    start = (zeros, zeros[..., :1], zeros[..., :1] + lowest(q))
-    (numerator, denominator, largest), _ = jax.lax.scan(add_block, start, grid.needed(how))
-    denominator = at_least_one(denominator)
-    kept = Kept(_joined(largest, q), _joined(1 / denominator, q))
-    return _joined(numerator / denominator, q), kept
+    return _by_examples(functools.partial(_forward, how, block), (*in_wide(q, k, v), masks))
 
 
 def backward(
@@ -199,48 +158,131 @@ def backward(
         out, kept: what forward returned.
         dout: the error of out.
     """
-    grid, (q, k, v) = _grid(block, q, k), in_wide(q, k, v)  # as forward: S is to be the same
+    q, k, v = in_wide(q, k, v)  # as forward: S is to be the same
     (dout,) = in_wide(dout)
-    through_sum = (dout * out).sum(-1, keepdims=True)
-    of_rows = [_blocks(each, grid.rows) for each in (q, dout, through_sum, *kept)]
-    of_columns = [_blocks(each, grid.columns) for each in (k, v)]
-    cut = grid.cut(how, masks)
-
-    def add_block(sums: Any, pair: Any) -> Any:
-        dq, dk, dv = sums
-        i, j = pair
-        q_i, dout_i, through_sum_i, largest_i, inverse_i = (_at(each, i) for each in of_rows)
-        k_j, v_j = (_at(each, j) for each in of_columns)
-        scores, tanh = score(how, q_i, k_j)
-        readable = grid.readable(how, cut, i, j)
-        P = jnp.exp(where(readable, scores - largest_i, NEVER)) * inverse_i
-        dP = jnp.einsum("mhgtd,mhsd->mhgts", dout_i, v_j)
-        dS = through_cap(tanh, P * (dP - through_sum_i))
-        dq_i = _at(dq, i) + jnp.einsum("mhgts,mhsd->mhgtd", dS, k_j)
-        dk_j = _at(dk, j) + to_keys(dS, q_i)
-        dv_j = _at(dv, j) + to_keys(P, dout_i)
-        return (_put(dq, dq_i, i), _put(dk, dk_j, j), _put(dv, dv_j, j)), None
-
-    dtype = accumulation_dtype(q, dout)
-    start = tuple(zeros_like(each, dtype) for each in (of_rows[0], *of_columns))
-    (dq, dk, dv), _ = jax.lax.scan(add_block, start, grid.needed(how))
-    return how.scale * _joined(dq, q), how.scale * _joined(dk, k), _joined(dv, v)
+    through_sum = kept.inverse * (dout * out).sum(-1, keepdims=True)
+    given = (q, k, v, masks, kept.largest, kept.inverse * dout, through_sum)
+    return _by_examples(functools.partial(_backward, how, block), given)
 
 
-def _rescale(before: jax.Array, now: jax.Array) -> jax.Array:
-    """e^{μ - μ'}: what sums with the largest score so far become with a new one."""
-    return jnp.exp(before - now)
+def _forward(how: How, block: int, given: Any) -> tuple[jax.Array, Kept]:
+    """O, μ and r of these examples."""
+    q, k, v, masks = given
+    grid = _grid(block, q, k)
+
+    def turn(_: None, each: Any) -> tuple[None, Any]:
+        number, queries = each
+        found = []
+        for part in range(grid.parts):
+            strip = _strip(how, grid, part, number, queries[part], k, v, masks)
+            readable, scores = strip.readable, strip.scores
+            largest = where(readable, scores, lowest(scores)).max(-1, keepdims=True)
+            exponentials = strip.exponentials(largest)
+            inverse = 1 / at_least_one(exponentials.sum(-1, keepdims=True))
+            read = inverse * jnp.einsum("mhgts,mhsd->mhgtd", exponentials, strip.v)
+            found.append((read, largest, inverse))
+        return None, found
+
+    _, found = jax.lax.scan(turn, None, (jnp.arange(grid.turns), _blocks(grid, q)))
+    out, largest, inverse = (_joined(grid, each) for each in zip(*found, strict=True))
+    return out, Kept(largest, inverse)
+
+
+def _backward(how: How, block: int, given: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dQ, dK, dV) of these examples."""
+    q, k, v, masks, *of_rows = given
+    grid = _grid(block, q, k)
+
+    def turn(sums: Any, each: Any) -> tuple[Any, list[jax.Array]]:
+        (dk, dv), dq = sums, []
+        number, *blocks = each
+        for part, (q_i, largest, dout, through_sum) in enumerate(zip(*blocks, strict=True)):
+            strip = _strip(how, grid, part, number, q_i, k, v, masks)
+            exponentials = strip.exponentials(largest)
+            dP = jnp.einsum("mhgtd,mhsd->mhgts", dout, strip.v)
+            dS = through_cap(strip.tanh, exponentials * (dP - through_sum))
+            dq.append(how.scale * jnp.einsum("mhgts,mhsd->mhgtd", dS, strip.k))
+            dk = _added(dk, to_keys(dS, q_i), strip.start)
+            dv = _added(dv, to_keys(exponentials, dout), strip.start)
+        return (dk, dv), dq
+
+    dtype = accumulation_dtype(q, of_rows[1])
+    start = tuple(jnp.swapaxes(zeros_like(each, dtype), -1, -2) for each in (k, v))
+    turns = (jnp.arange(grid.turns), *(_blocks(grid, each) for each in (q, *of_rows)))
+    (dk, dv), dq = jax.lax.scan(turn, start, turns)
+    dk, dv = jnp.swapaxes(dk, -1, -2), jnp.swapaxes(dv, -1, -2)
+    return _joined(grid, dq), how.scale * dk, dv
+
+
+def _strip(
+    how: How,
+    grid: Grid,
+    part: int,
+    turn: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    masks: Masks,
+) -> Strip:
+    """The block of a part whose turn it is, beside its keys."""
+    first, (start, width) = grid.first(part, turn), grid.columns(how, part, turn)
+    k, v = (_part(each, start, width, -2) for each in (k, v))
+    keys, pairs = masks
+    if keys is not None:
+        keys = _part(keys, start, width, -1)
+    if pairs is not None:
+        whole = _filled(pairs, -2, grid.parts * grid.turns * grid.rows)
+        pairs = _part(_part(whole, start, width, -1), first, grid.rows, -2)
+    rows, columns = first + jnp.arange(grid.rows), start + jnp.arange(width)
+    readable = may_read(how, Masks(keys, pairs), rows, columns)
+    return Strip(*score(how, q, k), readable, k, v, start)
+
+
+def _by_examples(function: Callable[[Any], Any], given: Any) -> Any:
+    """function(given): of one example after the other on a CPU, of all at once elsewhere.
+
+    Args:
+        function: of a tree of arrays, with one or all examples first, to such a tree.
+        given: that tree; the first leaf says how many examples there are, and what has one for all
+            of them is given whole.
+    """
+    leaves, structure = jax.tree.flatten(given)
+    examples = len(leaves[0])
+    if examples < 2 or axes_of(leaves[0])[0] is not None:  # divided: each device has a few
+        return function(given)
+    own = [len(leaf) == examples for leaf in leaves]
+
+    def one_by_one(*leaves: jax.Array) -> Any:
+        def turn(_: None, mine: Sequence[jax.Array]) -> tuple[None, Any]:
+            rest = iter(mine)
+            each = [
+                next(rest)[None] if is_own else leaf
+                for leaf, is_own in zip(leaves, own, strict=True)
+            ]
+            return None, function(jax.tree.unflatten(structure, each))
+
+        scanned = [leaf for leaf, is_own in zip(leaves, own, strict=True) if is_own]
+        _, found = jax.lax.scan(turn, None, scanned)
+        return jax.tree.map(lambda each: each[:, 0], found)
+
+    def at_once(*leaves: jax.Array) -> Any:
+        return function(jax.tree.unflatten(structure, leaves))
+
+    return jax.lax.platform_dependent(*leaves, cpu=one_by_one, default=at_once)
 
 
 def _grid(block: int, q: jax.Array, k: jax.Array) -> Grid:
     """Blocks of this size, or of the whole where that is less."""
     T, S = q.shape[-2], k.shape[-2]
-    return Grid(T, S, min(block, T), min(block, S))
+    rows = min(block, T)
+    blocks = -(-T // rows)
+    turns = -(-blocks // PARTS)
+    return Grid(T, S, rows, turns, -(-blocks // turns))
 
 
 def _filled(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """x with zeros behind it along an axis, so that its length is a multiple of size."""
-    behind = -x.shape[axis] % size
+    """x with zeros behind it along an axis, up to this size."""
+    behind = size - x.shape[axis]
     if not behind:
         return x
     widths = [(0, 0)] * x.ndim
@@ -248,29 +290,30 @@ def _filled(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def _blocks(x: jax.Array, size: int) -> jax.Array:
-    """x (..., T, d) as blocks of rows (n, ..., size, d), the last one filled with zeros."""
-    x = _filled(x, -2, size)
-    *front, length, d = x.shape
-    return jnp.moveaxis(x.reshape(*front, length // size, size, d), -3, 0)
+def _blocks(grid: Grid, x: jax.Array) -> list[jax.Array]:
+    """x (..., T, d) as blocks (turns, ..., rows, d) of each part."""
+    *front, _, d = x.shape
+    x = _filled(x, -2, grid.parts * grid.turns * grid.rows)
+    x = x.reshape(*front, grid.parts, grid.turns, grid.rows, d)
+    x = jnp.moveaxis(x, (-4, -3), (0, 1))
+    return [x[part] for part in range(grid.parts)]
 
 
-def _joined(blocks: jax.Array, like: jax.Array) -> jax.Array:
-    """Blocks of rows as one array (..., T, d) with the T of `like`, without what fills them."""
-    n, *front, size, d = blocks.shape
-    return jnp.moveaxis(blocks, 0, -3).reshape(*front, n * size, d)[..., : like.shape[-2], :]
+def _joined(grid: Grid, blocks: Sequence[jax.Array]) -> jax.Array:
+    """Blocks (turns, ..., rows, d) of each part as one array (..., T, d), without what fills it."""
+    turns, *front, rows, d = blocks[0].shape
+    parts = [jnp.moveaxis(each, 0, -3).reshape(*front, turns * rows, d) for each in blocks]
+    return jnp.concatenate(parts, -2)[..., : grid.queries, :]
 
 
-def _part(x: jax.Array, start: jax.Array, size: int, axis: int) -> jax.Array:
+def _part(x: jax.Array, start: Any, size: int, axis: int) -> jax.Array:
     """So many places along an axis."""
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis, allow_negative_indices=False)
 
 
-def _at(blocks: jax.Array, i: jax.Array) -> jax.Array:
-    """Block i."""
-    return jax.lax.dynamic_index_in_dim(blocks, i, keepdims=False, allow_negative_indices=False)
-
-
-def _put(blocks: jax.Array, value: jax.Array, i: jax.Array) -> jax.Array:
-    """The blocks with this one as block i."""
-    return jax.lax.dynamic_update_index_in_dim(blocks, value, i, 0, allow_negative_indices=False)
+def _added(total: jax.Array, part: jax.Array, start: Any) -> jax.Array:
+    """The total with this part added along its last axis, from a place on."""
+    part = _part(total, start, part.shape[-1], -1) + part
+    return jax.lax.dynamic_update_slice_in_dim(
+        total, part, start, -1, allow_negative_indices=False
+    )

@@ -41,7 +41,7 @@ def _without_mean(right: Any, how: Any, q: Any, k: Any, v: Any, kept: Any, dout:
     """With dS = P ⊙ dP."""
     ds = _attention.through_cap(kept.tanh, kept.P * jnp.einsum("mhgtd,mhsd->mhgts", dout, v))
     dq = how.scale * jnp.einsum("mhgts,mhsd->mhgtd", ds, k)
-    dk = how.scale * _attention.to_keys(ds, q)
+    dk = how.scale * jnp.einsum("mhgts,mhgtd->mhsd", ds, q)
     return dq, dk, right(how, q, k, v, kept, dout)[2]
 
 
@@ -95,8 +95,12 @@ WRONG: dict[str, Callable[[], Any]] = {
         "rotate",
         lambda right, x, base, inverse=False: x if inverse else right(x, base),
     ),
-    "attention in blocks: sums not rescaled": lambda: _patch(
-        _blocked_attention, "_rescale", lambda right, before, now: jnp.ones_like(now)
+    "attention in blocks: denominators left out backward": lambda: _patch(
+        _blocked_attention,
+        "backward",
+        lambda right, *args: right(
+            *args[:-2], args[-2]._replace(inverse=jnp.ones_like(args[-2].inverse)), args[-1]
+        ),
     ),
     "attention in blocks: D left out": lambda: _patch(
         _blocked_attention,
