@@ -71,7 +71,10 @@ def flax_objective(
 
     class Block(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
-            self.norm1, self.norm2 = nnx.LayerNorm(width, rngs=rngs), nnx.LayerNorm(width, rngs=rngs)
+            self.norm1, self.norm2 = (
+                nnx.LayerNorm(width, rngs=rngs),
+                nnx.LayerNorm(width, rngs=rngs),
+            )
             self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs)
             self.up = nnx.Linear(width, 4 * width, rngs=rngs)
             self.down = nnx.Linear(4 * width, width, rngs=rngs)

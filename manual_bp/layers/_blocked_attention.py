@@ -159,16 +159,14 @@ def backward(
         dout: the error of out.
     """
     q, k, v = in_wide(q, k, v)  # as forward: S is to be the same
-    (dout,) = in_wide(dout)
-    through_sum = kept.inverse * (dout * out).sum(-1, keepdims=True)
-    given = (q, k, v, masks, kept.largest, kept.inverse * dout, through_sum)
+    given = (q, k, v, masks, out, kept, *in_wide(dout))
     return _by_examples(functools.partial(_backward, how, block), given)
 
 
 def _forward(how: How, block: int, given: Any) -> tuple[jax.Array, Kept]:
     """O, μ and r of these examples."""
     q, k, v, masks = given
-    grid = _grid(block, q, k)
+    grid = grid_of(block, q, k)
 
     def turn(_: None, each: Any) -> tuple[None, Any]:
         number, queries = each
@@ -181,17 +179,19 @@ def _forward(how: How, block: int, given: Any) -> tuple[jax.Array, Kept]:
             inverse = 1 / at_least_one(exponentials.sum(-1, keepdims=True))
             read = inverse * jnp.einsum("mhgts,mhsd->mhgtd", exponentials, strip.v)
             found.append((read, largest, inverse))
-        return None, found
+        return None, [jnp.stack(each) for each in zip(*found, strict=True)]
 
     _, found = jax.lax.scan(turn, None, (jnp.arange(grid.turns), _blocks(grid, q)))
-    out, largest, inverse = (_joined(grid, each) for each in zip(*found, strict=True))
+    out, largest, inverse = (_joined(grid, each) for each in found)
     return out, Kept(largest, inverse)
 
 
 def _backward(how: How, block: int, given: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(dQ, dK, dV) of these examples."""
-    q, k, v, masks, *of_rows = given
-    grid = _grid(block, q, k)
+    q, k, v, masks, out, kept, dout = given
+    grid = grid_of(block, q, k)
+    through_sum = kept.inverse * (dout * out).sum(-1, keepdims=True)
+    of_rows = kept.largest, kept.inverse * dout, through_sum
 
     def turn(sums: Any, each: Any) -> tuple[Any, list[jax.Array]]:
         (dk, dv), dq = sums, []
@@ -204,9 +204,9 @@ def _backward(how: How, block: int, given: Any) -> tuple[jax.Array, jax.Array, j
             dq.append(how.scale * jnp.einsum("mhgts,mhsd->mhgtd", dS, strip.k))
             dk = _added(dk, to_keys(dS, q_i), strip.start)
             dv = _added(dv, to_keys(exponentials, dout), strip.start)
-        return (dk, dv), dq
+        return (dk, dv), jnp.stack(dq)
 
-    dtype = accumulation_dtype(q, of_rows[1])
+    dtype = accumulation_dtype(q, dout)
     start = tuple(jnp.swapaxes(zeros_like(each, dtype), -1, -2) for each in (k, v))
     turns = (jnp.arange(grid.turns), *(_blocks(grid, each) for each in (q, *of_rows)))
     (dk, dv), dq = jax.lax.scan(turn, start, turns)
@@ -271,7 +271,7 @@ def _by_examples(function: Callable[[Any], Any], given: Any) -> Any:
     return jax.lax.platform_dependent(*leaves, cpu=one_by_one, default=at_once)
 
 
-def _grid(block: int, q: jax.Array, k: jax.Array) -> Grid:
+def grid_of(block: int, q: jax.Array, k: jax.Array) -> Grid:
     """Blocks of this size, or of the whole where that is less."""
     T, S = q.shape[-2], k.shape[-2]
     rows = min(block, T)
@@ -290,20 +290,21 @@ def _filled(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def _blocks(grid: Grid, x: jax.Array) -> list[jax.Array]:
-    """x (..., T, d) as blocks (turns, ..., rows, d) of each part."""
+def _blocks(grid: Grid, x: jax.Array) -> jax.Array:
+    """x (..., T, d) as blocks (turns, parts, ..., rows, d), with zeros in the last ones."""
     *front, _, d = x.shape
     x = _filled(x, -2, grid.parts * grid.turns * grid.rows)
     x = x.reshape(*front, grid.parts, grid.turns, grid.rows, d)
-    x = jnp.moveaxis(x, (-4, -3), (0, 1))
-    return [x[part] for part in range(grid.parts)]
+    return jnp.moveaxis(x, (-3, -4), (0, 1))
 
 
-def _joined(grid: Grid, blocks: Sequence[jax.Array]) -> jax.Array:
-    """Blocks (turns, ..., rows, d) of each part as one array (..., T, d), without what fills it."""
-    turns, *front, rows, d = blocks[0].shape
-    parts = [jnp.moveaxis(each, 0, -3).reshape(*front, turns * rows, d) for each in blocks]
-    return jnp.concatenate(parts, -2)[..., : grid.queries, :]
+def _joined(grid: Grid, blocks: jax.Array) -> jax.Array:
+    """Blocks (turns, parts, ..., rows, d) as one array (..., T, d), without what fills it."""
+    *_, rows, d = blocks.shape
+    x = jnp.moveaxis(blocks, (0, 1), (-3, -4))
+    *front, _, _, _, _ = x.shape
+    x = x.reshape(*front, grid.parts * grid.turns * rows, d)
+    return x[..., : grid.queries, :]
 
 
 def _part(x: jax.Array, start: Any, size: int, axis: int) -> jax.Array:
@@ -314,6 +315,4 @@ def _part(x: jax.Array, start: Any, size: int, axis: int) -> jax.Array:
 def _added(total: jax.Array, part: jax.Array, start: Any) -> jax.Array:
     """The total with this part added along its last axis, from a place on."""
     part = _part(total, start, part.shape[-1], -1) + part
-    return jax.lax.dynamic_update_slice_in_dim(
-        total, part, start, -1, allow_negative_indices=False
-    )
+    return jax.lax.dynamic_update_slice_in_dim(total, part, start, -1, allow_negative_indices=False)
