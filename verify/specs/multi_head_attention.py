@@ -434,17 +434,17 @@ SPECS = (
             ),
             (
                 MultiHeadAttention(
-                    2, kv_heads=1, masked=True, attention_masked=True, soft_cap=1.5, block=2
+                    2, kv_heads=1, masked=True, attention_masked=True, soft_cap=1.5, block=1
                 ),
-                (2, 3, 2),  # the last block is filled; some queries read nothing
+                (2, 5, 2),  # two turns, the last block is filled; some queries read nothing
             ),
             (
                 MultiHeadAttention(4, kv_heads=2, memory=3, masked=True, bias=False, scale=0.7),
                 (2, 2, 4),
             ),
             (
-                MultiHeadAttention(1, causal=True, window=3, masked=True, bias=False, block=2),
-                (2, 5, 2),  # a block that no query may read, another that the window leaves out
+                MultiHeadAttention(1, causal=True, window=3, masked=True, bias=False, block=1),
+                (2, 5, 2),  # two turns of strips that end before T, and that the window moves
             ),
         ),
         reference=reference,
