@@ -250,15 +250,17 @@ def sweep(
     taken: dict[str, Any],
     *,
     unweighted: Unweighted | None = None,
+    others: tuple[Tree, ...] = (),
 ) -> Sweep:
     """Forward, first error, and the walk back with this visit: what is compiled everywhere.
 
     Args:
-        visit: visit(layer, dout, params, residuals) -> (what was seen, dx), for each leaf.
+        visit: visit(layer, dout, params, residuals, *others) -> (what was seen, dx), for each leaf.
         network, loss: what is computed.
         params, loss_params: as `open_params` returns them.
         x, y, weights, taken: as for `manual_pass`.
         unweighted: makes the weights where none are given; by default those of the mean.
+        others: further trees for the visit, nested like params.
 
     Returns:
         Sweep, with what was seen nested like the network.
@@ -269,7 +271,7 @@ def sweep(
     values, dloss_params, dprediction = loss.sweep(loss_params, prediction, y, weights)
     total = jnp.where(weights == 0, 0, weights * values).sum()
     error = sharded_like(dprediction.astype(prediction.dtype), prediction)
-    seen, dx = network.walk(visit, error, params, residuals)
+    seen, dx = network.walk(visit, error, params, residuals, *others)
     return Sweep(total, prediction, seen, dx, dloss_params, residuals, weights, error)
 
 

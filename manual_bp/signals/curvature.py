@@ -48,7 +48,7 @@ from manual_bp.layer import Layer, Loss, Tree
 from manual_bp.signals.factored import loss_factors
 from manual_bp.signals.factors import Uses, sum_of_squares
 from manual_bp.signals.loss_curvature import hessian_factor
-from manual_bp.signals.per_example import compiled, gathered_uses, meets_late, uses_of, visit_of
+from manual_bp.signals.per_example import compiled, gathered_uses, held, uses_of, visit_of
 
 
 def ggn_diagonal(
@@ -192,15 +192,15 @@ def _compiled_ggn(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Tree:
     opened, tree, loss_params = open_params(params, network, loss)
-    late = meets_late(opened, loss, loss_params)
+    marks = held(opened, tree, loss, loss_params)
     prediction, residuals, weights = begin(opened, loss, tree, x, y, weights, taken)
 
     def back(error: jax.Array, w: jax.Array) -> Tree:
         def squares(uses: Uses) -> jax.Array:
             return uses.take(sum_of_squares, w)
 
-        seen, _ = opened.walk(visit_of(squares, late), error, tree, residuals)
-        return gathered_uses(squares, late, seen, (), params, opened, loss)
+        seen, _ = opened.walk(visit_of(squares), error, tree, residuals, marks)
+        return gathered_uses(squares, seen, (), params, opened, loss)
 
     return over_columns(back, loss, prediction, y, weights)
 
@@ -210,7 +210,7 @@ def _compiled_fisher(
     params: Tree, x: Any, y: Any, weights: Any, taken: Any, *, network: Layer | None, loss: Loss
 ) -> Tree:
     opened, tree, loss_params = open_params(params, network, loss)
-    late = meets_late(opened, loss, loss_params)
+    marks = held(opened, tree, loss, loss_params)
     prediction, residuals, weights = begin(opened, loss, tree, x, y, weights, taken)
     v, within = of_examples(weights)
 
@@ -218,6 +218,7 @@ def _compiled_fisher(
         return uses.take(sum_of_squares, v)
 
     _, _, error = loss.sweep(loss_params, prediction, y, within)
-    seen, _ = opened.walk(visit_of(squares, late), error.astype(prediction.dtype), tree, residuals)
+    error = error.astype(prediction.dtype)
+    seen, _ = opened.walk(visit_of(squares), error, tree, residuals, marks)
     of_loss = uses_of(loss_factors(loss, loss_params, prediction, y, within))
-    return gathered_uses(squares, late, seen, of_loss, params, opened, loss)
+    return gathered_uses(squares, seen, of_loss, params, opened, loss)

@@ -14,9 +14,9 @@ itself. Autodiff has summed before one can look; vmap of it forms all m gradient
 Derivation.  With weights of 1 row i of each error is the error of example i alone, since no layer
 but one that mixes examples carries anything from one row to another.
 
-Memory  norms: as one gradient, errors and inputs of one layer at a time. With tied parameters the
-factors of the whole network are held until the sweep is over, since the uses of one parameter meet
-only then. Gradients: m times the parameters.
+Memory  norms: as one gradient, errors and inputs of one layer at a time. The factors of tied
+parameters are held until the sweep is over, since the uses of one parameter meet only then.
+Gradients: m times the parameters.
 Source  Goodfellow (2015), arXiv:1510.01799; Rochette, Manoel & Tramel (2019), arXiv:1912.06015
 """
 
@@ -32,9 +32,10 @@ import jax.numpy as jnp
 
 from manual_bp.combinators.tied import Tied
 from manual_bp.gradients import Sweep, check_call, close_params, open_params, sweep
-from manual_bp.layer import Combinator, Layer, Loss, Tree, Visit
+from manual_bp.layer import Combinator, Layer, Loss, Static, Tree, Visit
+from manual_bp.paths import at, replaced
 from manual_bp.signals.factored import factors, is_form, loss_factors
-from manual_bp.signals.factors import Uses, each_gradient, inner_products, squared_norms
+from manual_bp.signals.factors import Form, Uses, each_gradient, inner_products, squared_norms
 
 
 def per_example_grads(
@@ -209,13 +210,12 @@ def over_factors(
             repeats the arrays are stacked over the steps.
         params, x, y, weights, taken, network, loss: as a caller of `manual_grads` gives them, after
             `check_call`.
-        late: whether all factors are held until the sweep is over, which they are anyway where
-            parameters are shared; else each layer's are used when its error arrives.
+        late: whether all factors are held until the sweep is over, as those of shared parameters
+            are anyway; else each layer's are used when its error arrives.
     """
     opened, tree, loss_params = open_params(params, network, loss)
-    late = late or meets_late(opened, loss, loss_params)
     step = sweep(
-        visit_of(of_uses, late),
+        visit_of(of_uses),
         opened,
         loss,
         tree,
@@ -225,30 +225,64 @@ def over_factors(
         weights,
         taken,
         unweighted=mean_of_example,
+        others=(held(opened, tree, loss, loss_params, late=late),),
     )
     of_loss = uses_of(loss_factors(loss, loss_params, step.prediction, y, step.weights))
-    return gathered_uses(of_uses, late, step.seen, of_loss, params, opened, loss), step
+    return gathered_uses(of_uses, step.seen, of_loss, params, opened, loss), step
 
 
-def meets_late(network: Layer, loss: Loss, loss_params: Tree) -> bool:
-    """Whether parameters are used in several places, whose factors meet when the sweep is over."""
+def held(
+    network: Layer, params: Tree, loss: Loss, loss_params: Tree, *, late: bool = False
+) -> Tree:
+    """Whose factors are held until the sweep is over: nested like params, a `Static` bool for each.
+
+    Those of parameters that are used in several places, whose factors meet only then. All others
+    are used when their error arrives: a scan would stack what it holds, a copy of each step's.
+
+    Args:
+        network, params, loss, loss_params: as `open_params` returns them.
+        late: whether all are.
+    """
     borrowed = not loss.parametric and bool(jax.tree.leaves(loss_params))
-    return borrowed or has_shared(network)
+    return _of_shared(network, jax.tree.map(lambda leaf: Static(late or borrowed), params))
 
 
-def visit_of(of_uses: Callable[[Uses], Tree], late: bool) -> Visit:
-    """The visit of `factors`; unless late, of_uses is taken of them at once."""
+def _of_shared(layer: Layer, marks: Tree) -> Tree:
+    """The marks with True at all that is tied."""
+    if not isinstance(layer, Combinator) or not marks:
+        return marks
+    each = tuple(_of_shared(*pair) for pair in zip(layer.children, marks, strict=True))
+    if isinstance(layer, Tied):
+        (body,) = each
+        for first, *_ in layer.groups:  # the walk puts at the others what is at the first
+            there = at(body, first, layer, "the body's")
+            there = jax.tree.map(lambda mark: Static(True), there, is_leaf=_is_mark)
+            body = replaced(body, first, there, layer, "the body's")
+        return (body,)
+    return each
 
-    def visit(layer: Layer, dout: jax.Array, params: Tree, residuals: Tree) -> tuple[Tree, Any]:
+
+def _is_mark(tree: Tree) -> bool:
+    return isinstance(tree, Static)
+
+
+def visit_of(of_uses: Callable[[Uses], Tree]) -> Visit:
+    """The visit of `factors`: of_uses is taken of them at once, unless they are `held`."""
+
+    def visit(
+        layer: Layer, dout: jax.Array, params: Tree, residuals: Tree, held: Tree
+    ) -> tuple[Tree, Any]:
+        def part(form: Form, mark: Static) -> Tree:
+            return form if mark.value else of_uses(Uses(form))
+
         forms, dx = factors(layer, dout, params, residuals)
-        return forms if late else jax.tree.map(of_uses, uses_of(forms)), dx
+        return jax.tree.map(part, forms, held, is_leaf=is_form), dx
 
     return visit
 
 
 def gathered_uses(
     of_uses: Callable[[Uses], Tree],
-    late: bool,
     seen: Tree,
     of_loss: Tree,
     params: Tree,
@@ -258,21 +292,19 @@ def gathered_uses(
     """What a walk with `visit_of` saw, as of_uses of each parameter, nested like params.
 
     Args:
-        of_uses, late: as the visit had them.
+        of_uses: as the visit had it.
         seen: what the walk saw.
         of_loss: `Uses` of the loss's own parameters, nested like them.
         params: as the caller gave them.
         network, loss: as opened.
     """
-    if not late:
-        return close_params(seen, jax.tree.map(of_uses, of_loss), params, network, loss)
     closed = close_params(network.gather(uses_of(seen)), of_loss, params, network, loss)
-    return jax.tree.map(of_uses, closed)
+    return jax.tree.map(lambda each: of_uses(each) if isinstance(each, Uses) else each, closed)
 
 
 def uses_of(forms: Tree) -> Tree:
-    """Forms, each as the `Uses` of its parameter."""
-    return jax.tree.map(Uses, forms, is_leaf=is_form)
+    """Forms, each as the `Uses` of its parameter; all else as it is."""
+    return jax.tree.map(lambda part: Uses(part) if is_form(part) else part, forms, is_leaf=is_form)
 
 
 def has_shared(network: Layer) -> bool:
