@@ -1,4 +1,4 @@
-"""Checks what a reader fills in: notebooks 3, 4 and 6, whose right answers are exact."""
+"""Checks what a reader fills in: notebooks 3, 4, 6 and 7, whose right answers are exact."""
 
 import numpy as np
 
