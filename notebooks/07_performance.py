@@ -192,8 +192,8 @@ for leaf in program.outvars:
 #
 # | layer | backward | needs beside $x$ |
 # |---|---|---|
-# | relu | $dz = da \odot [z > 0]$ | a bit for each entry |
-# | tanh | $dz = da \odot (1 - a^2)$ | nothing but $a$, the output |
+# | relu | $dz = da \odot [z > 0]$, and $z > 0$ just where $a > 0$ | nothing but $a$, the output |
+# | tanh | $dz = da \odot (1 - a^2)$ | nothing but $a$ |
 # | $\sigma$ | $dz = da \odot a \odot (1 - a)$ | nothing but $a$ |
 # | softmax | $dx = a \odot (da - \langle da, a \rangle)$ | nothing but $a$ |
 # | RMSNorm | $dx = r\,(g - \hat x \langle g \odot \hat x \rangle)$ | one number for a row |
@@ -294,16 +294,16 @@ spared = [name for name, (ours, same, idiom) in kept.items() if ours < 0.1 < min
 print("by hand next to nothing where autodiff keeps arrays:", ", ".join(spared))
 
 # %% [markdown]
-# Norms and softmax keep next to nothing by hand: the few hundredths are the numbers of each row or
+# Where the output is enough nothing is kept; norms keep the numbers of each row or
 # channel. Of LayerNorm autodiff keeps three arrays: $x - \langle x \rangle$ for the product with
 # $r$, twice that for the square, and $\hat x$ for the product with $\gamma$. Up to a number for
 # each row they are one, and $x$ stands in for it. Of softmax it keeps the exponentials and their
 # sum, where the formula has their quotient, which is the output.
 #
-# Two remarks. *The bit of relu is stored as a byte*, which is what a boolean takes; exercise 3
-# packs it. *Tanh and sigmoid could do with the output alone*. Where the library keeps an array for
-# them, it is because $1 - a$ is 0 where $a$ has been rounded to 1, and $g'(z)$ isn't. Exercise 1
-# does without.
+# *Tanh and sigmoid could do with the output alone*, as relu does. Where the library keeps an array
+# for them, it is because $1 - a$ is 0 where $a$ has been rounded to 1, and $g'(z)$ isn't. Exercise
+# 1 does without. `jax.nn.relu` keeps a mask, a byte for each entry. If nobody else kept the output,
+# a mask would be the thing to keep, and a bit is enough: exercise 3.
 #
 # This is what is kept *before the compiler*. Under `jit` XLA sees forward and backward pass at once
 # and may compute something again rather than store it, which section 9 shows. Where it can't, the
@@ -410,9 +410,9 @@ print(f"dU after the loop took {at_once / in_loop:.2f} of the time of dU added i
 # ## 3. Dense networks: as fast, and ready sooner
 #
 # The formulas are $dZ = dA \odot g'(Z)$, $dW = dZ^{\mathsf T} A$, $dA = dZ\, W$: three products for
-# each layer, of which autodiff makes the same three. It keeps $A$ and a mask, or zeros beside it.
-# So no bytes are spared in a network of dense layers, no flops either, and the benchmark's rows
-# hold us to times that are no longer than `jax.grad`'s.
+# each layer, of which autodiff makes the same three, with the same operands. No flops are spared,
+# and the products are nearly all there is. So times are about the same, and the benchmark holds
+# ours to no more than `jax.grad`'s.
 #
 # What differs is how long it takes until there is a program. `jax.grad` traces the forward pass,
 # makes tangents of each operation, takes the known parts apart from the unknown ones, and
@@ -518,7 +518,8 @@ assert all(ours < same for ours, same in zip(*list(traced.values())[:2], strict=
 # it will drop what nobody reads, and no more. So it pays to return little.
 #
 # **A stack of dense layers**, $A_l = g(A_{l-1} W_l^{\mathsf T} + b_l)$ with relu. The formula needs
-# $A_{l-1}$, for $dW$, and a mask. **An LSTM**, notebook 4's, with
+# $A_{l-1}$, for $dW$, and where $A_l > 0$. The latter is the next layer's $A_{l-1}$: one array for
+# each layer is enough. **An LSTM**, notebook 4's, with
 #
 # $$z_t = W x_t + U h_{t-1} + b, \quad c_t = f \odot c_{t-1} + i \odot g, \quad
 # h_t = o \odot \tanh c_t,$$
@@ -639,11 +640,10 @@ judged("stack", by_hand(pile), by_autodiff(stack_as_written), small, rng.normal(
 # box is a mask. Some of autodiff's boxes are copies or zeros, and XLA drops those: what remains are
 # the compiled figures below the picture.
 #
-# As people write them both are closer to ours in memory. `jax.nn.relu` has a rule that was written
-# by hand too, and there is nothing in the formula of a plain dense layer that this rule doesn't
-# have. (A layer with more in it is in section 8.) And whoever takes products out of the loops needs
-# their operands of all steps at once, $W x_t$ forward and $dz_t$ backward, $4n$ numbers each. With
-# an LSTM, what is won is time.
+# As people write them, both are closer to ours in memory. `jax.nn.relu` has a rule that was written
+# by hand too. (A layer with more in it is in section 8.) And whoever takes products out of the
+# loops needs their operands of all steps at once, $W x_t$ forward and $dz_t$ backward, $4n$ numbers
+# each. With an LSTM, what is won is time.
 #
 # ## 5. Attention
 #
@@ -1000,47 +1000,50 @@ assert over_depth["stack"][-1] < 0.6 * over_depth["jax.grad"][-1]
 # ## 9. Where nothing is won, and how to measure fairly
 #
 # **XLA computes cheap things again by itself.** Section 1 counted what autodiff keeps of GELU. In a
-# network of dense layers, written one after the other and compiled as a whole, XLA sees that all
-# of this is element-wise of $Z$, stores $Z$ and computes it again. The same layers in a scan are
-# two programs with memory between them, and there it can't.
+# network of dense layers, written one after the other and compiled as a whole, XLA sees that most
+# of this is element-wise of $Z$, stores less and computes the rest again. The same layers in a scan
+# are two programs with memory between them, and there it can't.
 
 # %%
-deep = mbp.sequential(*[mbp.Dense(512, mbp.gelu_tanh)] * 8)
-piled = mbp.stack(mbp.Dense(512, mbp.gelu_tanh), 8)
 x = shape(512, 512)
-compare = {}
-for name, network in (("one after the other", deep), ("in a scan", piled)):
-    params = jax.eval_shape(network.init, jax.random.key(0), x)
-    for way, function in (
-        ("by hand", by_hand(network)),
-        ("jax.grad", by_autodiff(forward_of(network))),
-    ):
-        compare[f"{name}, {way}"] = temporary(function, params, x)
-params = jax.eval_shape(deep.init, jax.random.key(0), x)
-leaves = jax.tree.leaves(
-    jax.eval_shape(lambda params, x: stored(forward_of(deep), params, x), params, x)
-)
-weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-as_traced = (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) - weights) / MEBIBYTE
+compare, as_traced = {}, {}
+for g in (mbp.gelu_tanh, mbp.relu):
+    dense = mbp.Dense(512, g)
+    deep = mbp.sequential(*[dense] * 8)
+    for name, network in (("one after the other", deep), ("in a scan", mbp.stack(dense, 8))):
+        params = jax.eval_shape(network.init, jax.random.key(0), x)
+        ways = by_hand(network), by_autodiff(forward_of(network))
+        compare[g, name] = [temporary(function, params, x) for function in ways]
+    params = jax.eval_shape(deep.init, jax.random.key(0), x)
+    of_deep = partial(stored, forward_of(deep))
+    leaves = jax.tree.leaves(jax.eval_shape(of_deep, params, x))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    total -= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    as_traced[g] = total / MEBIBYTE
 
-fig, axis = plt.subplots(figsize=(9, 2.9))
-names = ["what jax.vjp keeps, traced", *compare]
-values = [as_traced, *compare.values()]
-colours = [GREY, BLUE, ORANGE, BLUE, ORANGE]
-drawn_bars = axis.barh(names, values, 0.62, color=colours)
-axis.bar_label(drawn_bars, [f"{value:.1f}" for value in values], padding=3)
-axis.invert_yaxis()
-axis.set(xlabel="MiB", title="8 dense layers with GELU (tanh), 512 × 512")
+fig, axes = plt.subplots(1, 2, figsize=(12.5, 2.9), sharey=True)
+for axis, (g, traced_size) in zip(axes, as_traced.items(), strict=True):
+    bars = {"what jax.vjp keeps, traced": (traced_size, GREY)}
+    for (activation, name), found in compare.items():
+        if activation == g:
+            for way, value, colour in zip(
+                ("by hand", "jax.grad"), found, (BLUE, ORANGE), strict=True
+            ):
+                bars[f"{name}, {way}"] = (value, colour)
+    values, colours = zip(*bars.values(), strict=True)
+    drawn_bars = axis.barh(list(bars), values, 0.62, color=colours)
+    axis.bar_label(drawn_bars, [f"{value:.1f}" for value in values], padding=3)
+    axis.set(xlabel="MiB", title=f"{g}")
+axes[0].invert_yaxis()
+fig.suptitle("8 dense layers, 512 × 512; compiled, but for the first bar")
 plt.show()
-hand, grad, scan_hand, scan_grad = compare.values()
-print(
-    f"by hand over jax.grad: {hand / grad:.2f} one after the other, "
-    f"{scan_hand / scan_grad:.2f} in a scan"
-)
+for (g, name), (ours, theirs) in compare.items():
+    print(f"{g!s:<10} {name:<20} by hand over jax.grad: {ours / theirs:.2f}")
 
 # %% [markdown]
-# So a dense network gains no memory, and its times are about those of `jax.grad`: the three
-# products are the same, and so is what is around them once XLA has simplified it. In general:
+# So what tracing promises isn't what a compiled program gains. In one program XLA may find by
+# itself what a derivation found, or half of it, and then there is that much less to win; memory and
+# time must be measured in what runs. In general:
 #
 # - *Products are as fast as the library that makes them.* XLA's and PyTorch's are different ones,
 #   each faster at some shapes. Where PyTorch has the better one for a shape, no formula helps.
