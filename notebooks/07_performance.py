@@ -185,8 +185,8 @@ for leaf in program.outvars:
 #
 # $$dz = da \odot g'(z),$$
 #
-# one array. Which one is a choice: $g'(z)$, or $z$ itself, from which $g'$ is computed again. No
-# smaller one will do: $g$ isn't monotone, so $z$ can't be had back from $a$.
+# one array. Which one is a choice: $g'(z)$, or $z$ itself, from which $g'$ is computed again. The
+# output $a$ isn't enough: $g$ isn't monotone, so $z$ can't be had back from it.
 #
 # The same question for other layers, $x$ being the input, $\langle v \rangle$ a mean:
 #
@@ -294,11 +294,11 @@ spared = [name for name, (ours, same, idiom) in kept.items() if ours < 0.1 < min
 print("by hand next to nothing where autodiff keeps arrays:", ", ".join(spared))
 
 # %% [markdown]
-# Where the output is enough nothing is kept; norms keep the numbers of each row or
-# channel. Of LayerNorm autodiff keeps three arrays: $x - \langle x \rangle$ for the product with
-# $r$, twice that for the square, and $\hat x$ for the product with $\gamma$. Up to a number for
-# each row they are one, and $x$ stands in for it. Of softmax it keeps the exponentials and their
-# sum, where the formula has their quotient, which is the output.
+# Where the output is enough nothing is kept, and norms keep the numbers of each row or channel. Of
+# LayerNorm autodiff keeps three arrays: $x - \langle x \rangle$ for the product with $r$, twice
+# that for the square, and $\hat x$ for the product with $\gamma$. Up to a number for each row they
+# are one, and $x$ stands in for it. Of softmax it keeps the exponentials and their sum, where the
+# formula has their quotient, which is the output.
 #
 # *Tanh and sigmoid could do with the output alone*, as relu does. Where the library keeps an array
 # for them, it is because $1 - a$ is 0 where $a$ has been rounded to 1, and $g'(z)$ isn't. Exercise
@@ -397,14 +397,14 @@ in_loop, at_once = took["dU added in each step"], took["dU after the loop"]
 print(f"dU after the loop took {at_once / in_loop:.2f} of the time of dU added in each step")
 
 # %% [markdown]
-# A point above the slope found its arrays in the cache. Points well below the roof are bound by
+# A point above the slope finds its arrays in the cache. Points well below the roof are bound by
 # something else: by tanh, which takes many operations, by the overhead of a loop's turn, by memory
 # that the system has to hand out for a result, by a product of a shape that the library of products
 # likes less.
 #
 # The rows of the benchmarks are of two kinds. Norms, activations, softmax and recurrent steps lie
-# far left: what counts is how many arrays are read and written. Dense layers lie far right, and
-# there is little to win. A derivation can also move an operation to the right, as the two points
+# left of the edge: what counts is how many arrays are read and written. Dense layers lie far right,
+# and there is little to win. A derivation can also move an operation to the right, as the two points
 # $dU$ show: as many flops, fewer bytes. Section 4 comes back to them.
 #
 # ## 3. Dense networks: as fast, and ready sooner
@@ -505,8 +505,8 @@ print(
 assert all(ours < same for ours, same in zip(*list(traced.values())[:2], strict=True))
 
 # %% [markdown]
-# The compiler takes the longer program down to much the same instructions, so compiling takes as
-# long, and running too. Where a step runs a million times, none of this matters; where one tries
+# The compiler takes the longer program down to much the same instructions, so compiling takes about
+# as long, and running too. Where a step runs a million times, none of this matters; where one tries
 # shapes and ideas all day, one waits for it each time.
 
 # %% [markdown]
@@ -515,7 +515,7 @@ assert all(ours < same for ours, same in zip(*list(traced.values())[:2], strict=
 # A `jax.lax.scan` returns what its body returns for each turn, stacked. The backward loop is
 # another loop, so whatever it needs must go through these stacks: out of the first program, into
 # memory, into the second. Here XLA can't compute something again rather than store it. Under `jit`
-# it will drop what nobody reads, and no more. So it pays to return little.
+# it drops what nobody reads, constants and copies, and no more. So it pays to return little.
 #
 # **A stack of dense layers**, $A_l = g(A_{l-1} W_l^{\mathsf T} + b_l)$ with relu. The formula needs
 # $A_{l-1}$, for $dW$, and where $A_l > 0$. The latter is the next layer's $A_{l-1}$: one array for
@@ -525,7 +525,7 @@ assert all(ours < same for ours, same in zip(*list(traced.values())[:2], strict=
 # h_t = o \odot \tanh c_t,$$
 #
 # needs $h_{t-1}$ for $dU$, $c_{t-1}$, and the four parts of $z_t$ or of the gates: all slopes and
-# $c_t$ follow from these. Autodiff keeps gates and slopes, factors of products, and sums of both.
+# $c_t$ follow from these. Autodiff keeps gates, slopes, and the factors of each product.
 #
 # And the loops carry something from turn to turn. Backward it is the error. Since each turn uses
 # the same $U$, autodiff also has $dU$ there:
@@ -636,9 +636,10 @@ judged("stack", by_hand(pile), by_autodiff(stack_as_written), small, rng.normal(
 
 # %% [markdown]
 # To the right, the long boxes are $dU$ and, as one writes it, $dW$ as well: read and written in
-# each of the turns. By hand the loop carries errors alone. To the left, what is returned; a thin
-# box is a mask. Some of autodiff's boxes are copies or zeros, and XLA drops those: what remains are
-# the compiled figures below the picture.
+# each of the turns. By hand the loops carry errors (and the stack a layer's output, which is the
+# mask of the turn after it). To the left, what is returned; thin boxes are masks. Some of
+# autodiff's boxes are copies or zeros, and XLA drops those: the compiled figures below the picture
+# say what remains.
 #
 # As people write them, both are closer to ours in memory. `jax.nn.relu` has a rule that was written
 # by hand too. (A layer with more in it is in section 8.) And whoever takes products out of the
@@ -808,9 +809,8 @@ judged(
 
 # %% [markdown]
 # Above some size the curve by hand is flat: a chunk is as many predictions as have logits of a
-# given number of bytes. What the loop adds to $dW$ is the price: $dW$ is read and written once for
-# each chunk, as $dU$ was in each step of the LSTM, and here it is worth it, since a chunk has many
-# more rows than a step.
+# given number of bytes. There is a price: $dW$ is read and written once for each chunk, as $dU$ was
+# in each step of the LSTM. So chunks shouldn't be smaller than memory asks for.
 #
 # ## 7. Per-example norms
 #
