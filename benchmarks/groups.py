@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from benchmarks import (
+    attention,
     clipping,
     diagnostics,
     elementwise,
+    gpt,
     interop,
     linear_cross_entropy,
     mlp,
     per_example,
     recurrent,
+    resnet,
     stack,
 )
 from benchmarks.row import Group
@@ -24,8 +27,11 @@ GROUPS: dict[str, Callable[[], Group]] = {
     "stack": stack.group,
     "reversible": stack.reversible,
     "recurrent": recurrent.group,
+    "attention": attention.group,
     "linear_cross_entropy": linear_cross_entropy.group,
     "elementwise": elementwise.group,
+    "resnet": resnet.group,
+    "gpt": gpt.group,
     "per_example": per_example.group,
     "clipping": clipping.group,
     "diagnostics": diagnostics.group,
