@@ -6,6 +6,7 @@ import re
 import jax.numpy as jnp
 
 import manual_bp.formulas
+from benchmarks import regression, report
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 (SHOWN,) = re.findall(r"```\n(WRONG.*?)```", README, re.DOTALL)
@@ -54,3 +55,14 @@ def test_commands_named_are_targets_of_the_makefile():
     makefile = (root / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile, target
+
+
+def test_its_ratios_are_those_that_were_recorded():
+    section = README.partition("## Performance")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\w+: .*?) \| (.*?) \| (.*?) \|$", section, re.MULTILINE)
+    assert len(rows) >= 10
+    known = regression.recorded()
+    for name, time, memory in rows:
+        found = known[name]
+        assert time == report.ratio(found.get("time")), name
+        assert memory == report.ratio(found["memory"]), name
