@@ -214,7 +214,7 @@ def test_only_the_last_layer_of_a_chain_has_the_losss_activation():
 def test_each_step_gets_a_key_of_its_own():
     network = mbp.stack(Drop(), 4)
     _, residuals = network.forward(((),), jnp.ones((8, 8)), key=jax.random.key(0))
-    kept = np.asarray(residuals[0][0])
+    kept = np.asarray(*jax.tree.leaves(residuals))
     assert len({each.tobytes() for each in kept}) == 4
     network = mbp.reversible(Drop(), Drop(), 3)
     forward = network.forward(((), ()), jnp.ones((8, 8)), key=jax.random.key(0))
@@ -413,7 +413,9 @@ def test_what_is_kept():
     wide = mbp.skip(mbp.sequential(mbp.Dense(50, mbp.relu), mbp.Dense(4)))
     assert kept(mbp.checkpoint(wide)) == X.size
     assert kept(mbp.stack(mbp.checkpoint(wide), 7)) == 7 * X.size
-    assert kept(mbp.stack(wide, 7)) == 7 * kept(wide)
+    assert kept(mbp.stack(wide, 7)) == 7 * kept(wide) + X.size  # A[0] to A[7]
+    plain = mbp.Dense(X.shape[-1], mbp.relu)
+    assert kept(mbp.stack(plain, 7)) == 8 * X.size
     assert kept(mbp.reversible(HALF, HALF, 2)) == kept(mbp.reversible(HALF, HALF, 9)) == X.size
     assert kept(TWICE) == kept(TWICE.body)
 

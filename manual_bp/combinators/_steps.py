@@ -97,6 +97,8 @@ def kept_once(residuals: Tree, x: jax.Array, out: jax.Array) -> Kept:
 
 def input_of(step: jax.Array, x: jax.Array, outs: jax.Array) -> jax.Array:
     """A[step - 1]: the output of the step below, or x."""
+    if len(outs) == 1:
+        return x
     below = jax.lax.dynamic_index_in_dim(outs, jnp.maximum(step - 1, 0), keepdims=False)
     return jnp.where(step == 0, x, below)
 

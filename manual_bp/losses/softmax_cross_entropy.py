@@ -144,6 +144,7 @@ def _exists(target: jax.Array, units: int) -> jax.Array:
     the network, one thread more than there are cores (784-512-512-10 x 128 on two: 2.45 ms, not
     2.17).
     """
+    target = jnp.asarray(target)
     bounds = jnp.array([0, units], target.dtype)
     return (target[..., None] >= bounds).sum(-1) == 1
 
