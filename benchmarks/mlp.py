@@ -18,6 +18,21 @@ SIZES = {
     "16 layers of 256 x 64": ((256,) * 17, 64),
 }
 WIDEST = "784-1024-1024-1024-10 x 256"
+NOTES = {
+    "16 layers of 256 x 64": (
+        "XLA on CPU computes a product of 64 x 256 by 256 x 256 on one core, in 70 us; PyTorch uses "
+        "both. In JAX's allocator 500 to 750 pages are new in each call, some 0.5 ms. Tried: the "
+        "product for dW with an explicit transpose, 0.95 to 0.97 of the time here, 1.06 to 1.16 at "
+        "784-512-512-10."
+    ),
+}
+
+
+FIRST = (
+    "By hand 847 equations are traced and 1106 lines lowered, by jax.grad 1279 and 2001. But XLA is "
+    "given as many kernels, 522 and 529, and takes 0.20 and 0.25 s of 0.23 and 0.37 s. A `stack`, "
+    "which is compiled once for all its layers, takes 0.17 s at any depth."
+)
 
 
 def ways(widths: tuple[int, ...], examples: int, torch: bool = True) -> dict[str, Way | Eager]:
@@ -50,7 +65,7 @@ def group() -> Group:
         if name == WIDEST:
             targets.append(Target(RATE, 0.95))
         made = lambda widths=widths, examples=examples: ways(widths, examples)  # noqa: E731
-        rows.append(Row(name, made, tuple(targets)))
+        rows.append(Row(name, made, tuple(targets), note=NOTES.get(name, "")))
     return Group("mlp", "Dense networks", tuple(rows), (Target(TIME, 1.0),))
 
 
@@ -60,5 +75,6 @@ def first_gradient() -> Group:
         "64 layers of 64 x 32",
         lambda: ways((64,) * 65, 32, torch=False),
         (Target(COMPILE, 0.5),),
+        note=FIRST,
     )
     return Group("first_gradient", "Time to trace, lower and compile", (row,))
