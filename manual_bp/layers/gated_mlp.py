@@ -39,6 +39,7 @@ import jax.numpy as jnp
 from manual_bp.activation import Activation, check_floating, glorot
 from manual_bp.activations import silu
 from manual_bp.layer import Layer, check_taken, outer_over_examples
+from manual_bp.layers._channels import apart
 from manual_bp.sharding import by_rows, matmul
 
 
@@ -140,6 +141,7 @@ class GatedMLP(Layer):
         self, z: jax.Array, u: jax.Array, dh: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """dZ, dU and H, from Z, U and dH: the gate alone, where g(Z) is computed again."""
+        z, u, dh = apart(z, u, dh)  # or XLA keeps parts of forward's g(Z) beside Z and U
         a, kept = self.activation.forward((), z)
         _, dz = self.activation.backward((), kept, dh * u)
         return dz, dh * a, a * u
