@@ -195,11 +195,11 @@ def group() -> Group:
             lambda: transformer(32, 512, 16, 8192),
             (Target(TIME, 1 / 10),),
             "Sentences of 32 tokens. Forward and dx are two of the three products of a plain "
-            "gradient, and take ours nearly all its time; at 32 tokens autodiff's m gradients "
-            "take about twice as long to write and read as to compute. By that, ten times faster would be "
-            "possible with about 8 tokens only. Tried: norms by Gram matrices and by g_i; the "
-            "factors of all parameters held until the end, where tying asks for those of the "
-            "table alone (45 ms instead of 28 in the next row).",
+            "gradient, and take ours nearly all its time; autodiff's m gradients take about twice "
+            "as long to write and read as to compute. By that, about 8 tokens would make it ten "
+            "times. Tried: norms by Gram matrices and by g_i; the factors of all parameters held "
+            "until the end, where tying asks for those of the table alone (45 ms instead of 28 in "
+            "the next row).",
         ),
         (
             "GPT width 128, T 64, V 256 x 16",
