@@ -404,8 +404,8 @@ print(f"dU after the loop took {at_once / in_loop:.2f} of the time of dU added i
 #
 # The rows of the benchmarks are of two kinds. Norms, activations, softmax and recurrent steps lie
 # left of the edge: what counts is how many arrays are read and written. Dense layers lie far right,
-# and there is little to win. A derivation can also move an operation to the right, as the two points
-# $dU$ show: as many flops, fewer bytes. Section 4 comes back to them.
+# and there is little to win. A derivation can also move an operation to the right, as the two
+# points $dU$ show: as many flops, fewer bytes. Section 4 comes back to them.
 #
 # ## 3. Dense networks: as fast, and ready sooner
 #
@@ -636,10 +636,10 @@ judged("stack", by_hand(pile), by_autodiff(stack_as_written), small, rng.normal(
 
 # %% [markdown]
 # To the right, the long boxes are $dU$ and, as one writes it, $dW$ as well: read and written in
-# each of the turns. By hand the loops carry errors (and the stack a layer's output, which is the
-# mask of the turn after it). To the left, what is returned; thin boxes are masks. Some of
-# autodiff's boxes are copies or zeros, and XLA drops those: the compiled figures below the picture
-# say what remains.
+# each of the turns. By hand the loops carry arrays of the size of the state: errors, and what a turn
+# has from the one before, as in the stack a layer's output, which is a mask there and an input
+# here. To the left, what is returned; thin boxes are masks. Some of autodiff's boxes are copies or
+# zeros, and XLA drops those: the compiled figures below the picture say what remains.
 #
 # As people write them, both are closer to ours in memory. `jax.nn.relu` has a rule that was written
 # by hand too. (A layer with more in it is in section 8.) And whoever takes products out of the
