@@ -636,8 +636,8 @@ judged("stack", by_hand(pile), by_autodiff(stack_as_written), small, rng.normal(
 
 # %% [markdown]
 # To the right, the long boxes are $dU$ and, as one writes it, $dW$ as well: read and written in
-# each of the turns. By hand the loops carry arrays of the size of the state: errors, and what a turn
-# has from the one before, as in the stack a layer's output, which is a mask there and an input
+# each of the turns. By hand the loops carry arrays of the size of the state: errors, and what a
+# turn has from the one before, as in the stack a layer's output, which is a mask there and an input
 # here. To the left, what is returned; thin boxes are masks. Some of autodiff's boxes are copies or
 # zeros, and XLA drops those: the compiled figures below the picture say what remains.
 #
