@@ -62,6 +62,9 @@ def group() -> Group:
         "b=4, T=1024, d=64",
         lambda: ways(4, 1024, 256),
         (Target(TIME, 0.6), Target(MEMORY, 0.2), Target(TIME, 1.2, TORCH)),
+        note="Backward keeps x, Q, K, V, O and two numbers for each query: 5.03 MiB beside the "
+        "weights. PyTorch's one kernel is at 15 ms, this at 20.7; all examples at once take 16 ms "
+        "and 28 MiB, one scan over squares of 128 took 36 ms and 10 MiB.",
         against_idiomatic="jax.nn.dot_product_attention",
     )
     longer = Row(

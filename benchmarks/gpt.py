@@ -37,7 +37,7 @@ def ways(
     """By hand in blocks, jax.grad of T x T attention and all logits, flax and optax, PyTorch."""
     tokens = jax.random.randint(jax.random.key(1), (examples, length + 1), 0, vocabulary)
     x, y = tokens[:, :-1], tokens[:, 1:]
-    sizes = {"context": length, "width": width, "heads": heads, "depth": depth}
+    sizes: dict[str, Any] = {"context": length, "width": width, "heads": heads, "depth": depth}
     body = mbp.gpt(vocabulary, **sizes, block=block, head=False)
     loss = mbp.LinearCrossEntropy(vocabulary, shared=(0, "W"))
     plain, plain_loss = mbp.gpt(vocabulary, **sizes), mbp.SoftmaxCrossEntropy()
@@ -142,6 +142,9 @@ def group() -> Group:
         "4 layers of width 256, T=512, V=8192, batch 4",
         ways,
         (Target(TIME, 0.85), Target(MEMORY, 0.4), Target(TIME, 1.0, TORCH)),
+        note="Of the time by hand a third is what isn't a product: copies of what the scan over "
+        "layers keeps, sums of biases, norms. Layers one after the other instead of `stack` take "
+        "3 % less time and a third more memory.",
         against_idiomatic="flax.nnx and optax",
     )
     return Group("gpt", "GPT", (row,))

@@ -193,18 +193,18 @@ def _backward(how: How, block: int, given: Any) -> tuple[jax.Array, jax.Array, j
     through_sum = kept.inverse * (dout * out).sum(-1, keepdims=True)
     of_rows = kept.largest, kept.inverse * dout, through_sum
 
-    def turn(sums: Any, each: Any) -> tuple[Any, list[jax.Array]]:
-        (dk, dv), dq = sums, []
+    def turn(sums: Any, each: Any) -> tuple[Any, jax.Array]:
+        (dk, dv), of_parts = sums, []
         number, *blocks = each
         for part, (q_i, largest, dout, through_sum) in enumerate(zip(*blocks, strict=True)):
             strip = _strip(how, grid, part, number, q_i, k, v, masks)
             exponentials = strip.exponentials(largest)
             dP = jnp.einsum("mhgtd,mhsd->mhgts", dout, strip.v)
             dS = through_cap(strip.tanh, exponentials * (dP - through_sum))
-            dq.append(how.scale * jnp.einsum("mhgts,mhsd->mhgtd", dS, strip.k))
+            of_parts.append(how.scale * jnp.einsum("mhgts,mhsd->mhgtd", dS, strip.k))
             dk = _added(dk, to_keys(dS, q_i), strip.start)
             dv = _added(dv, to_keys(exponentials, dout), strip.start)
-        return (dk, dv), jnp.stack(dq)
+        return (dk, dv), jnp.stack(of_parts)
 
     dtype = accumulation_dtype(q, dout)
     start = tuple(jnp.swapaxes(zeros_like(each, dtype), -1, -2) for each in (k, v))

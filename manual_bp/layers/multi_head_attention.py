@@ -116,8 +116,8 @@ class MultiHeadAttention(Layer):
         soft_cap: c, for scores c tanh(S / c); none unless given.
         rotary: the base of rotary position embeddings, such as 10000.0; none unless given.
         bias: whether biases are added.
-        block: how many queries, and keys, are compared at a time: memory is then linear in T.
-            All at once unless given.
+        block: how many queries are compared with all keys at a time: memory is then linear in T.
+            A fourth of T is fastest on a CPU, up to 256. All at once unless given.
         initial_std: standard deviation of the weights as drawn, from a normal distribution.
         last_initial_std: that of Wo, where it is to differ: GPT-2 draws it smaller.
 
