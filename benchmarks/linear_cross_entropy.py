@@ -16,6 +16,7 @@ import optax
 import manual_bp as mbp
 from benchmarks.row import IDIOMATIC, MEMORY, OURS, SAME, TIME, Eager, Group, Row, Target, Way
 from benchmarks.torch_ways import tensor, torch_way
+from manual_bp.layers import dense
 from manual_bp.losses.linear_cross_entropy import Params
 
 CLASSES = 32_768
@@ -35,7 +36,7 @@ def same(W: Any, h: Any, y: Any) -> Any:
     head, loss = mbp.Dense(len(W), bias=False), mbp.SoftmaxCrossEntropy()
 
     def mean(W: Any, h: Any) -> Any:
-        return loss.value(head.forward(Params(W, ()), h)[0], y).mean()
+        return loss.value(head.forward(dense.Params(W, ()), h)[0], y).mean()
 
     value, (dW, dh) = jax.value_and_grad(mean, (0, 1))(W, h)
     return value, dW, dh

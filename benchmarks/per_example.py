@@ -65,7 +65,7 @@ def dense(widths: tuple[int, ...] = (784, 1024, 1024, 10), examples: int = 256) 
 
         def norms() -> Any:
             grads = each(params, *data).values()
-            return sum(g.flatten(1).square().sum(1) for g in grads).sqrt()
+            return torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0).sqrt()
 
         return norms
 
