@@ -31,13 +31,16 @@ SHALLOW = "by hand, depth 8"
 PLAIN = "by hand, without checkpoint"
 
 STACK = (
-    "Backward keeps the output of each block and nothing else: 64 x 32 KiB = 2 MiB at n 128 x 64 and "
-    "64 x 512 KiB = 32 MiB at n 256 x 512. A mask for relu would be a byte for each entry beside it; "
+    "Backward keeps the output of each block and nothing else: 64 x 32 KiB = 2 MiB at n "
+    "128 x 64 and "
+    "64 x 512 KiB = 32 MiB at n 256 x 512. A mask for relu would be a byte for each entry "
+    "beside it; "
     "the scan that is given to jax.grad keeps an output and a product or mask. So of the memory of "
     "jax.grad of our own forward pass, 4.1 MiB at n 128 x 64, no more than a half can be saved "
     "without computing again. Tried for time, at n 256 x 512: a mask kept 99.6 ms, relu's output "
     "handed from step to step 92.5 ms, read from the stack of outputs 91.2 ms, jax.grad 112 ms. "
-    "Scans unrolled by 2, 4 and 8 are 0.97 to 1.05 of that, 1.01 to 1.23 at n 128 x 64. Half of the "
+    "Scans unrolled by 2, 4 and 8 are 0.97 to 1.05 of that, 1.01 to 1.23 at n 128 x 64. "
+    "Half of the "
     "time is products; the rest are copies of weights out of their stack and of dW into its own."
 )
 

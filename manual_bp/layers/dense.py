@@ -21,7 +21,7 @@ Derivation.  J depends on W_oi through Z_no = Σ_i W_oi A_ni + b_o alone, for ev
 summed forward (i) is free backward, and the other way round, which is what the transpose means.
 g acts on each element alone, so its Jacobian is diagonal and the product with g' element-wise.
 
-Backward keeps A_prev, and of Z just what g' needs: a mask for relu, nothing for identity.
+Backward keeps A_prev, and of Z just what g' needs: A itself for relu, nothing for identity.
 
 Shapes  A_prev, dA_prev: (..., n_in); Z, A, dZ, dA: (..., n_out); W: (n_out, n_in); b: (n_out,)
 Source  Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating errors
