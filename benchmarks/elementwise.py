@@ -124,10 +124,18 @@ def _in_torch(torch: Any, subject: Subject, params: Any, x: Any, dout: Any) -> C
     return run
 
 
-def _of_layer(layer: Layer, idiomatic: Callable[[], Function], torch: Any, *words: str) -> Subject:
+def _of_layer(
+    layer: Layer, idiomatic: Callable[[], Function], torch: Any, against: str, why: str
+) -> Subject:
     key = jax.random.key(0)
     return Subject(
-        layer.forward, layer.backward, lambda x: layer.init(key, x), idiomatic, torch, *words
+        layer.forward,
+        layer.backward,
+        lambda x: layer.init(key, x),
+        idiomatic,
+        torch,
+        against,
+        why,
     )
 
 
@@ -153,8 +161,11 @@ def _swiglu() -> Subject:
     """silu(z) ⊙ u, what lies between the products of a gated MLP."""
     layer = mbp.GatedMLP(SHAPE[-1], mbp.silu)
     return Subject(
-        lambda params, x: (layer.gated(*x), x),
-        lambda params, residuals, dout: ((), layer.gate_errors(*residuals, dout)[:2]),
+        lambda params, x: (layer.gated(x[0], x[1]), x),
+        lambda params, residuals, dout: (
+            (),
+            layer.gate_errors(residuals[0], residuals[1], dout)[:2],
+        ),
         lambda x: (),
         lambda: lambda params, x: jax.nn.silu(x[0]) * x[1],
         lambda torch, params, x: torch.silu(x[0]) * x[1],

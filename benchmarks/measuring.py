@@ -139,6 +139,7 @@ def measure(row: Row, rounds: int = 7, compilations: int = 3) -> Result:
     for _ in range(compilations if any(t.quantity == "compile" for t in row.targets) else 1):
         for name, way in ways.items():
             if isinstance(way, Way):
+                jax.clear_caches()  # what one way traced inside, another would find traced
                 started = time.perf_counter()
                 programs[name] = compiled(way.function, *way.args)
                 compile_times[name].append(time.perf_counter() - started)

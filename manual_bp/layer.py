@@ -510,11 +510,11 @@ def outer_over_examples(left: jax.Array, right: jax.Array, like: jax.Array) -> j
     Returns:
         (n_out, n_in), accumulated in at least float32.
     """
-    examples = "abcdefgh"[: left.ndim - 1]
-    total = jnp.einsum(
-        f"{examples}o,{examples}i->oi",
+    examples = tuple(range(left.ndim - 1))
+    total = jnp.tensordot(
         left,
         right,
+        (examples, examples),
         preferred_element_type=accumulation_dtype(left, right),
         out_sharding=as_divided(like, left, right),  # a mesh with Explicit axes asks for it
     )

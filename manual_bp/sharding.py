@@ -162,7 +162,8 @@ def by_rows(x: Any, W: Any) -> jax.Array:
     """x Wᵀ, divided as x is by examples and W by its rows.
 
     W is contracted as it is, not transposed first: where a mesh divides it, what is gathered for
-    this product serves backward too.
+    this product serves backward too. `tensordot` is the product that `einsum` makes, traced in a
+    tenth of the time: of a deep network's first gradient einsum took a quarter.
 
     Args:
         x: (..., n_in).
@@ -172,7 +173,7 @@ def by_rows(x: Any, W: Any) -> jax.Array:
         (..., n_out).
     """
     rows = along((x, W), *axes_of(x)[:-1], axes_of(W)[0])
-    return jnp.einsum("...i,oi->...o", x, W, out_sharding=rows)
+    return jnp.tensordot(x, W, (-1, -1), out_sharding=rows)
 
 
 def reshape(x: jax.Array, shape: tuple[int, ...], *axes: Any) -> jax.Array:
