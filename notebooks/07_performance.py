@@ -659,16 +659,40 @@ judged("stack", by_hand(pile), by_autodiff(stack_as_written), small, rng.normal(
 # $$P_{ts} = e^{S_{ts} - \mu_t} \Big/ \sum_{s'} e^{S_{ts'} - \mu_t}, \qquad
 # D = \operatorname{rowsum}(dO \odot O),$$
 #
-# as notebook 4 derives. So the forward pass may go over blocks of keys with sums that are rescaled
-# (online softmax) and keep $O$ and the two numbers. No part of the matrix needs to be there longer
-# than its block.
+# as notebook 4 derives. So the forward pass may go through the matrix part by part, and keep $O$ and
+# the two numbers. No part needs to be there longer than it is used. One may cut queries and keys,
+# with sums that are rescaled (online softmax, as in FlashAttention), or queries alone, in strips of
+# whole rows, as the library does. A strip of $b$ queries has $b\,T$ numbers, so that memory grows
+# with $T$ and not with its square.
 #
-# It costs a product more: forward two, backward four and $Q K^{\mathsf T}$ again, seven for six.
-# With a causal mask half of the blocks are never computed, so it is seven halves for six: less
-# memory *and* fewer flops. Below, programs are compiled and nothing is run.
+# It costs a product more: forward two, backward four, and $Q K^{\mathsf T}$ again, seven for six.
+# But with a causal mask up to half of the matrix is never computed, so there are less memory *and*
+# fewer flops. Below, programs are compiled and nothing is run. Their flops are those of the
+# products in the jaxpr, each as often as its loop runs.
 
 
 # %%
+def product_flops(jaxpr):
+    """Of all matrix products in a traced program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * int(np.prod([left[i] for i in contracted]))
+        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inner = [
+            product_flops(getattr(each, "jaxpr", each))
+            for param in equation.params.values()
+            for each in (param if isinstance(param, tuple | list) else (param,))
+            if hasattr(getattr(each, "jaxpr", each), "eqns")
+        ]  # of a choice between programs one is run
+        total += turns * (
+            max(inner, default=0) if equation.primitive.name == "cond" else sum(inner)
+        )
+    return total
+
+
 def attention_as_written(heads):
     """Causal attention between dense layers, with jax.nn's function."""
 
@@ -684,7 +708,7 @@ def attention_as_written(heads):
     return run
 
 
-in_blocks = mbp.MultiHeadAttention(4, causal=True, block=256)
+in_blocks = mbp.MultiHeadAttention(4, causal=True, block=64)
 all_at_once = mbp.MultiHeadAttention(4, causal=True)
 ATTENTION = {
     "by hand, in blocks": (by_hand(in_blocks), BLUE, "o-"),
@@ -697,6 +721,11 @@ over_time = {
     name: [temporary(function, params, shape(1, T, 256)) for T in LENGTHS]
     for name, (function, _, _) in ATTENTION.items()
 }
+longest = shape(1, LENGTHS[-1], 256)
+flops = [
+    product_flops(jax.make_jaxpr(function)(params, longest).jaxpr)
+    for function, _, _ in ATTENTION.values()
+]
 fig, axis = plt.subplots(figsize=(9, 4.6))
 for name, (_, colour, line) in ATTENTION.items():
     axis.plot(LENGTHS, over_time[name], line, color=colour, label=name)
@@ -709,18 +738,22 @@ axis.set_title("Causal attention, width 256, 4 heads: forward and backward, comp
 axis.legend(fontsize=9.5)
 plt.show()
 first, *_, last = (np.array(each) for each in zip(*over_time.values(), strict=True))
-for name, amount, growth in zip(over_time, last, last / first, strict=True):
+for name, amount, growth, each in zip(over_time, last, last / first, flops, strict=True):
     print(
         f"{name:<24} {amount:7.1f} MiB at T = {LENGTHS[-1]}, {growth:5.1f} times that of "
-        f"T = {LENGTHS[0]}; in blocks it is {last[0] / amount:.3f} of this"
+        f"T = {LENGTHS[0]}; {each / 1e9:.0f} Gflop"
     )
+print(
+    f"by hand {last[0] / last[1]:.3f} of the memory of jax.grad of all at once, and "
+    f"{flops[0] / flops[1]:.2f} of its flops"
+)
 assert last[0] / first[0] < 2 * LENGTHS[-1] / LENGTHS[0] and last[0] < 0.1 * last[1:].min()
 
 tiny, tiny_blocks = (mbp.MultiHeadAttention(2, causal=True, block=block) for block in (None, 2))
 small = jax.tree.map(np.float64, drawn(tiny, shape(1, 5, 4)))
 few = rng.normal(size=(1, 5, 4))
 judged(
-    "attention: blocks by hand, jax.grad of T x T",
+    "attention: blocks by hand, jax.grad of all at once",
     by_hand(tiny_blocks),
     by_autodiff(forward_of(tiny)),
     small,
