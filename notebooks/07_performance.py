@@ -659,14 +659,14 @@ judged("stack", by_hand(pile), by_autodiff(stack_as_written), small, rng.normal(
 # $$P_{ts} = e^{S_{ts} - \mu_t} \Big/ \sum_{s'} e^{S_{ts'} - \mu_t}, \qquad
 # D = \operatorname{rowsum}(dO \odot O),$$
 #
-# as notebook 4 derives. So the forward pass may go through the matrix part by part, and keep $O$ and
-# the two numbers. No part needs to be there longer than it is used. One may cut queries and keys,
-# with sums that are rescaled (online softmax, as in FlashAttention), or queries alone, in strips of
-# whole rows, as the library does. A strip of $b$ queries has $b\,T$ numbers, so that memory grows
-# with $T$ and not with its square.
+# as notebook 4 derives. So the forward pass may go through the matrix part by part, and keep $O$
+# and the two numbers. No part needs to be there longer than it is used. One may cut queries and
+# keys, with sums that are rescaled (online softmax, as in FlashAttention), or queries alone, in
+# strips of whole rows, as the library does. A strip of $b$ queries has $b\,T$ numbers, so that
+# memory grows with $T$ and not with its square.
 #
 # It costs a product more: forward two, backward four, and $Q K^{\mathsf T}$ again, seven for six.
-# But with a causal mask up to half of the matrix is never computed, so there are less memory *and*
+# But with a causal mask up to half of the matrix is never computed, so there is less memory *and*
 # fewer flops. Below, programs are compiled and nothing is run. Their flops are those of the
 # products in the jaxpr, each as often as its loop runs.
 
