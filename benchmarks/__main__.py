@@ -17,7 +17,18 @@ from benchmarks.plot import draw
 from benchmarks.report import Findings, machine, markdown, show
 from benchmarks.row import Group, Row
 
-SHORT = ()
+SHORT = (
+    "mlp: 784-512",
+    "stack: 64 dense blocks, n 128",
+    "reversible: 64 reversible steps, n 128",
+    "recurrent: GRU, T 64",
+    "attention",
+    "linear_cross_entropy: 1024 x 32768, 256",
+    "elementwise: LayerNorm",
+    "elementwise: RMSNorm",
+    "elementwise: softmax",
+    "per_example: MLP",
+)
 """The rows that --check takes by itself: quick ones, one for each idea."""
 
 

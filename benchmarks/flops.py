@@ -54,7 +54,9 @@ def _of_equation(equation: Any, needed: list[bool]) -> int:
         kernel = equation.invars[1].aval.shape
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
         out = math.prod(equation.outvars[0].aval.shape)
-        return 2 * out * math.prod(kernel) // outputs
+        # a dilated operand is mostly zeros, which aren't multiplied
+        zeros = math.prod(params["lhs_dilation"])
+        return 2 * out * math.prod(kernel) // (outputs * zeros)
     inner = list(_jaxprs(params))
     if name in CALLS:
         return _of(inner[0], needed)

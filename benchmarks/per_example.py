@@ -187,7 +187,7 @@ def group() -> Group:
         (
             "conv 32-64, 28 x 28 x 64",
             lambda: convolutional(28, 64, (32, 64)),
-            (),
+            (Target(TIME, 1 / 10),),
             "So small that g_i of the convolutions are no burden: nothing to win.",
         ),
         (
@@ -204,7 +204,7 @@ def group() -> Group:
         (
             "GPT width 128, T 64, V 256 x 16",
             lambda: transformer(64, 128, 16, 256),
-            (),
+            (Target(TIME, 1 / 10),),
             "So narrow that g_i has hardly more numbers than the activations.",
         ),
     )

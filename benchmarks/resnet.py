@@ -78,11 +78,14 @@ def torch_network(torch: Any, widths: tuple[int, ...], blocks: int) -> Any:
     def conv(before: int, width: int, stride: int = 1, kernel: int = 3) -> Any:
         return nn.Conv2d(before, width, kernel, stride, kernel // 2, bias=False)
 
+    def norm(width: int) -> Any:
+        return nn.BatchNorm2d(width, track_running_stats=False)
+
     class Block(nn.Module):
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
-            self.first = nn.Sequential(nn.BatchNorm2d(before), nn.ReLU())
-            body = conv(before, width, stride), nn.BatchNorm2d(width), nn.ReLU(), conv(width, width)
+            self.first = nn.Sequential(norm(before), nn.ReLU())
+            body = conv(before, width, stride), norm(width), nn.ReLU(), conv(width, width)
             self.body = nn.Sequential(*body)
             self.shortcut = conv(before, width, stride, 1) if before != width else None
 
@@ -95,7 +98,7 @@ def torch_network(torch: Any, widths: tuple[int, ...], blocks: int) -> Any:
         for block in range(blocks):
             layers.append(Block(before, width, 2 if stage and not block else 1))
             before = width
-    head = nn.BatchNorm2d(before), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    head = norm(before), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(*layers, *head, nn.Linear(before, CLASSES))
 
 

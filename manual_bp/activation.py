@@ -34,13 +34,13 @@ class Activation(Layer):
         >>> a, kept = tanh.forward((), jnp.array([0.0, 1.0]))
         >>> _, dz = tanh.backward((), kept, jnp.ones(2))
         >>> print(a, dz)
-        [0.        0.7615942] [1.        0.4199743]
+        [0.        0.7615942] [1.         0.41997433]
     """
 
     initializer: ClassVar[Initializer]
 
-    keeps_output: ClassVar[bool] = False
-    """Whether backward needs A itself and nothing else: the layer above keeps it anyway."""
+    told_by_output: ClassVar[bool] = False
+    """Whether keep(A) is keep(Z), so that who keeps A anyway needs nothing else."""
 
     def __init_subclass__(cls, initializer: Initializer = he, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -70,12 +70,10 @@ class Activation(Layer):
         check_taken(self, taken)
         check_floating(self, x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        a = self.value(wide).astype(x.dtype)
-        if self.keeps_output:
-            return a, a
-        return a, jax.tree.map(
+        kept = jax.tree.map(
             lambda each: each if each.dtype == bool else each.astype(x.dtype), self.keep(wide)
         )
+        return self.value(wide).astype(x.dtype), kept
 
     def backward(self, params: Tree, residuals: Tree, dout: jax.Array) -> tuple[Tree, jax.Array]:
         return (), self.scale(residuals, dout)

@@ -143,18 +143,15 @@ class Identity(Gated, initializer=lecun):
 
 @dataclass(frozen=True)
 class Relu(Gated):
-    """max(z, 0); backward keeps the output, which is above 0 just where z is."""
+    """max(z, 0), above 0 just where z is."""
 
-    keeps_output: ClassVar[bool] = True
+    told_by_output: ClassVar[bool] = True
 
     def value(self, z: jax.Array) -> jax.Array:
         return jnp.maximum(z, 0)
 
     def keep(self, z: jax.Array) -> Tree:
-        return self.value(z)
-
-    def scale(self, kept: Tree, dout: jax.Array) -> jax.Array:
-        return jnp.where(kept > 0, dout, 0)
+        return z > 0
 
 
 @dataclass(frozen=True)
@@ -449,8 +446,7 @@ class Silu(Activation):
     """z σ(z), also called swish."""
 
     def value(self, z: jax.Array) -> jax.Array:
-        tail = _sigmoid_tail(z)  # as in g': where both are needed it is computed once
-        return z * jnp.where(z > 0, 1 - tail, tail)
+        return z * jax.nn.sigmoid(z)
 
     def derivative(self, z: jax.Array) -> jax.Array:
         nearest, rest = _sigmoid_parts(z)

@@ -132,12 +132,30 @@ def test_flops_are_of_what_is_needed_and_as_often_as_a_loop_runs():
     assert both.shape == (4, 3)
     assert product_flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ W.T, lambda: x[:, :3]), x)
     image, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 7))
+    conv = mbp.Conv(7, (3, 3), stride=2, padding="SAME", bias=False)
+    params = conv.init(jax.random.key(0), image)
+    products = 3 * 2 * (2 * 4 * 4 * 7) * (3 * 3 * 3)  # of out, dW and dx, without their zeros
+    for way in (by_hand(conv), by_autodiff(conv)):
+        assert product_flops(way, params, image) == products
     assert product_flops(
         lambda image: jax.lax.conv_general_dilated(
             image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         ),
         image,
     ) == 2 * (2 * 6 * 6 * 7) * (3 * 3 * 3)
+
+
+def test_nothing_is_found_traced(only_small):
+    traced = []
+
+    @jax.jit
+    def inner(x):
+        traced.append(x)
+        return x
+
+    row = Row("row", lambda: {OURS: Way(inner, (X,))}, (Target("compile", 1.0),), timed=False)
+    measuring.measure(row, compilations=3)
+    assert len(traced) >= 3
 
 
 def test_rows_are_chosen_by_group_or_by_part_of_their_name(only_small, capsys):
@@ -184,11 +202,23 @@ def test_a_time_is_worse_only_if_it_stays_so(monkeypatch):
     monkeypatch.setattr(benchmarks, "measure", always)
     _, found = benchmarks._judged("g: row", slow.row, slow, known, 1)
     assert found == ["g: row: time is 2 of jax.grad's, was 1 (allowed: 1.3 times that)"]
+    lost = a_result(measured(float("nan")), measured())
+    assert regression.worse("g: row", lost, known)
     fat = a_result(measured(memory=200), measured())
     monkeypatch.delattr(benchmarks, "measure")  # what is the same in every run isn't run again
     assert benchmarks._judged("g: row", fat.row, fat, known, 1)[1] == [
         "g: row: memory is 2 of jax.grad's, was 1 (allowed: 1.1 times that)"
     ]
+
+
+def test_what_is_checked_by_default_is_recorded():
+    known = regression.recorded()
+    names = [
+        regression.key(group.name, row.name)
+        for group in groups.chosen(list(benchmarks.SHORT))
+        for row in group.rows
+    ]
+    assert len(names) >= 8 and set(names) <= set(known)
 
 
 def test_by_hand_is_what_autodiff_makes():

@@ -175,6 +175,7 @@ OF_ONE_FILE = {
         ),
         *(f"flax.nnx.{name}" for name in ACTIVATION_NAMES),
         "jax.lax.dot_general",
+        "jax.lax.dynamic_index_in_dim",
         "jax.lax.stop_gradient",
     },
 }

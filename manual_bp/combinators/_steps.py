@@ -47,7 +47,7 @@ IN, OUT = -1, -2
 class Kept(NamedTuple):
     """What one step keeps, or all of them, stacked: each array once.
 
-    outs: the output, () if the layer keeps neither it nor its input, which is the output of the
+    outs: the output, () if the layer doesn't keep it; where it does, its input is the output of the
     step below; leaves: other arrays; places: the structure of the layer's residuals, and for each
     of their leaves its place among these, `IN` or `OUT`.
     """
@@ -75,17 +75,19 @@ def kept_once(residuals: Tree, x: jax.Array, out: jax.Array) -> Kept:
     A scan stacks all that its body returns, also what it returns twice, and the output of a step is
     the input of the next one. So relu's output, which says where its error passes, costs nothing in
     a layer that keeps its input. Outputs are stacked and not inputs: XLA on CPU would copy an input
-    that is stacked while the carry is written over.
+    that is stacked while the carry is written over. A layer that keeps its input alone has that
+    stacked: on a mesh XLA would move what is read from the step below.
 
     Args:
         residuals: of the layer.
         x, out: its input, and its output as the next step takes it.
     """
     leaves, structure = jax.tree.flatten(residuals)
+    both = any(leaf is out for leaf in leaves)  # else x alone is no more to stack than out alone
     own: list[jax.Array] = []
     places = []
     for leaf in leaves:
-        special = IN if leaf is x else OUT if leaf is out else None
+        special = IN if both and leaf is x else OUT if leaf is out else None
         found = (place for place, each in enumerate(own) if each is leaf)
         place = next(found, len(own)) if special is None else special
         if place == len(own):

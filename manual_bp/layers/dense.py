@@ -21,7 +21,8 @@ Derivation.  J depends on W_oi through Z_no = Σ_i W_oi A_ni + b_o alone, for ev
 summed forward (i) is free backward, and the other way round, which is what the transpose means.
 g acts on each element alone, so its Jacobian is diagonal and the product with g' element-wise.
 
-Backward keeps A_prev, and of Z just what g' needs: A itself for relu, nothing for identity.
+Backward keeps A_prev, and of Z just what g' needs, nothing for identity. For relu that is A, which
+is above 0 just where Z is: a dense layer above keeps the same array as its A_prev.
 
 Shapes  A_prev, dA_prev: (..., n_in); Z, A, dZ, dA: (..., n_out); W: (n_out, n_in); b: (n_out,)
 Source  Rumelhart, Hinton & Williams (1986), Learning representations by back-propagating errors
@@ -49,7 +50,7 @@ class Params(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """a_prev: (..., n_in), the layer's input; kept: what the activation keeps of Z."""
+    """a_prev: (..., n_in), the layer's input; kept: what the activation keeps of Z, or A."""
 
     a_prev: jax.Array
     kept: Tree
@@ -119,7 +120,7 @@ class Dense(Layer):
     def forward(self, params: Params, x: jax.Array, **taken: Any) -> tuple[jax.Array, Residuals]:
         check_taken(self, taken)
         a, kept = self.activation.forward((), self.preactivation(params, x))
-        return a, Residuals(x, kept)
+        return a, Residuals(x, a if self.activation.told_by_output else kept)
 
     def backward(
         self, params: Params, residuals: Residuals, dout: jax.Array
@@ -138,8 +139,14 @@ class Dense(Layer):
 
     def error(self, residuals: Residuals, dout: jax.Array) -> jax.Array:
         """dZ = dA ⊙ g'(Z)."""
-        _, dz = self.activation.backward((), residuals.kept, dout)
+        _, dz = self.activation.backward((), self.kept(residuals), dout)
         return dz
+
+    def kept(self, residuals: Residuals) -> Tree:
+        """What the activation keeps of Z, read off A where that tells it."""
+        if self.activation.told_by_output:
+            return self.activation.keep(residuals.kept)
+        return residuals.kept
 
     def _check(self, params: Params, x: Any) -> None:
         if not (hasattr(params, "W") and hasattr(params, "b")):

@@ -37,8 +37,8 @@ backward makes errors and nothing else, and the gradients are one product each o
 
 Backward keeps x, h_{t-1}, the arguments of r, z and n, and v: 5n numbers for each step. 1 - z is σ
 of the negative argument, which doesn't round to 0 where z is nearly 1; slopes are taken from
-arguments for the same reason (see `manual_bp.activations`). The state is carried in at least
-float32: where z is nearly 1, what is added is small beside it.
+arguments for the same reason (`_recurrence.sigmoid_slope`, `tanh_slope`). The state is carried in
+at least float32: where z is nearly 1, what is added is small beside it.
 
 With a mask, reversed, with a state: `manual_bp.layers._recurrence` says it once for all.
 

@@ -38,8 +38,8 @@ makes dz and nothing else, and dW, dU and dx are one product each over all steps
 Backward keeps x, h_{t-1}, c_{t-1} and z_t: 6n numbers for each step, where autodiff keeps gates
 and slopes, some 12n. Gates are taken from z anew, which costs little beside the products, and
 makes their slopes right too: i(1 - i) and 1 - g² round to 0 where a gate is nearly open, σ'(z) and
-tanh'(z) don't (see `manual_bp.activations`). c is in at least float32: in half precision a sum
-of many small terms would stop growing.
+tanh'(z) don't (`_recurrence.sigmoid_slope`, `tanh_slope`). c is in at least float32: in half
+precision a sum of many small terms would stop growing.
 
 With a mask, reversed, with a state: `manual_bp.layers._recurrence` says it once for all.
 

@@ -111,7 +111,9 @@ def hessian_visit(
     da, rda = dout[0], dout[1]
     if isinstance(layer, Flatten):
         return (), jnp.stack([layer.backward((), own, each)[1] for each in (da, rda)])
-    activation, kept = (layer.activation, own.kept) if isinstance(layer, Dense) else (layer, own)
+    activation, kept = (
+        (layer.activation, layer.kept(own)) if isinstance(layer, Dense) else (layer, own)
+    )
     (_, dz), (_, rdz) = (activation.backward((), kept, each) for each in (da, rda))
     if not isinstance(activation, Gated):
         rdz += da * bend

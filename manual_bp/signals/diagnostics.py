@@ -244,7 +244,7 @@ def visit(
     dparams, dx = layer.backward(params, residuals, dout)
     if isinstance(layer, Dense):
         named = {"norm/dZ": norm(layer.error(residuals, dout))}
-        found = shares(layer.activation, residuals.kept, dout)
+        found = shares(layer.activation, layer.kept(residuals), dout)
         named |= {f"{name}/A": share for name, share in found.items()}
     else:
         named = {"norm/dout": norm(dout)}

@@ -45,8 +45,8 @@ def attention(
         window: query t reads keys s > t - window alone; with causal.
         scale: 1/√d unless given.
         soft_cap: c, for scores c tanh(scale · Q Kᵀ / c).
-        block: queries and keys in a block. None holds T x S scores, as backward does too; with
-            blocks memory is linear in T.
+        block: queries in a block. None holds T x S scores, as backward does too; with blocks
+            memory is linear in T.
 
     Returns:
         (m, T, heads, d), in q's dtype.

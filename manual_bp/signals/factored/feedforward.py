@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from manual_bp.activation import Activation
-from manual_bp.layer import Layer, Tree
+from manual_bp.layer import Layer, Tree, accumulation_dtype
 from manual_bp.layers.avg_pool import AvgPool
 from manual_bp.layers.batch_norm import FrozenBatchNorm
 from manual_bp.layers.conv import Conv
@@ -85,7 +85,8 @@ def _(layer: Conv, dout: jax.Array, params: Tree, residuals: Tree) -> tuple[Tree
     by_group = params.W.reshape(-1, groups, layer.features // groups)
     # By a product, as long as windows are held anyway: XLA on CPU took 116 ms for the convolution
     # that dx is at 64 x 4 x 4 x 256 with 512 features and stride 2, and 3 ms for this.
-    seen = jnp.einsum("msgo,igo->msgi", errors, by_group)
+    wide = accumulation_dtype(errors, by_group)
+    seen = jnp.einsum("msgo,igo->msgi", errors, by_group, preferred_element_type=wide)
     dx = layer.from_windows(seen, residuals.x).astype(residuals.x.dtype)
     db = sum_over_places(params.b, dout) if layer.bias else ()
     return type(params)(Outer(errors, windows, like(params.W)), db), dx
