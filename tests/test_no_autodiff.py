@@ -39,6 +39,7 @@ JAX_NAMES = {
     "jax.jit",
     "jax.lax.conv_general_dilated",
     "jax.lax.add",
+    "jax.lax.dynamic_index_in_dim",
     "jax.lax.dynamic_slice_in_dim",
     "jax.lax.dynamic_update_slice_in_dim",
     "jax.lax.erf",
@@ -175,7 +176,6 @@ OF_ONE_FILE = {
         ),
         *(f"flax.nnx.{name}" for name in ACTIVATION_NAMES),
         "jax.lax.dot_general",
-        "jax.lax.dynamic_index_in_dim",
         "jax.lax.stop_gradient",
     },
 }
