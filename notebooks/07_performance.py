@@ -294,16 +294,17 @@ spared = [name for name, (ours, same, idiom) in kept.items() if ours < 0.1 < min
 print("by hand next to nothing where autodiff keeps arrays:", ", ".join(spared))
 
 # %% [markdown]
-# Where the output is enough nothing is kept, and norms keep the numbers of each row or channel. Of
+# Of softmax nothing is kept beside its output, and norms keep the numbers of each row or channel. Of
 # LayerNorm autodiff keeps three arrays: $x - \langle x \rangle$ for the product with $r$, twice
 # that for the square, and $\hat x$ for the product with $\gamma$. Up to a number for each row they
 # are one, and $x$ stands in for it. Of softmax it keeps the exponentials and their sum, where the
 # formula has their quotient, which is the output.
 #
-# *Tanh and sigmoid could do with the output alone*, as relu does. Where the library keeps an array
-# for them, it is because $1 - a$ is 0 where $a$ has been rounded to 1, and $g'(z)$ isn't. Exercise
-# 1 does without. `jax.nn.relu` keeps a mask, a byte for each entry. If nobody else kept the output,
-# a mask would be the thing to keep, and a bit is enough: exercise 3.
+# *Tanh and sigmoid could do with the output alone.* Where the library keeps an array for them, it
+# is because $1 - a$ is 0 where $a$ has been rounded to 1, and $g'(z)$ isn't. Exercise 1 does
+# without. Relu alone keeps a mask, a byte for each entry, as `jax.nn.relu` does: who reads its
+# output, a pool or a sum, needn't keep it. In a dense layer it does with the output, which the
+# dense layer above keeps too. Of the mask a bit is enough: exercise 3.
 #
 # This is what is kept *before the compiler*. Under `jit` XLA sees forward and backward pass at once
 # and may compute something again rather than store it, which section 9 shows. Where it can't, the
