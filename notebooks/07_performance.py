@@ -294,7 +294,7 @@ spared = [name for name, (ours, same, idiom) in kept.items() if ours < 0.1 < min
 print("by hand next to nothing where autodiff keeps arrays:", ", ".join(spared))
 
 # %% [markdown]
-# Of softmax nothing is kept beside its output, and norms keep the numbers of each row or channel. Of
+# Of softmax nothing is kept beside its output, and norms keep numbers of each row or channel. Of
 # LayerNorm autodiff keeps three arrays: $x - \langle x \rangle$ for the product with $r$, twice
 # that for the square, and $\hat x$ for the product with $\gamma$. Up to a number for each row they
 # are one, and $x$ stands in for it. Of softmax it keeps the exponentials and their sum, where the
