@@ -69,4 +69,8 @@ def group() -> Group:
         Row(name, lambda make=make: ways(*make()), (Target(TIME, 1.05, WITHOUT),))
         for name, make in made.items()
     )
-    return Group("diagnostics", "A training step with diagnostics", rows)
+    note = (
+        "Norms and shares of dead units are further passes over errors and outputs, which are "
+        "large beside LeNet's products. Not tried yet: the slope of tanh from one exponential."
+    )
+    return Group("diagnostics", "A training step with diagnostics", rows, note=note)

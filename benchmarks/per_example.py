@@ -179,8 +179,8 @@ def group() -> Group:
             "conv 64-128-256-512, 32 x 32 x 3 x 64",
             lambda: convolutional(32, 64, (64, 128, 256, 512), 3),
             (Target(TIME, 1 / 10),),
-            "A network for images of CIFAR-10: features double where the side halves. Forward and "
-            "back are a plain gradient's; norms come from Gram matrices of at most 64 places. XLA "
+            "A network for images of CIFAR-10: features double where the side halves. Norms come "
+            "from Gram matrices of at most 64 places. XLA "
             "on CPU takes 116 ms for the last layer's dx as the convolution that it is, and so "
             "does the plain gradient; ours is a product, 3 ms.",
         ),
