@@ -503,13 +503,14 @@ assert in_float64.any()
 # Multiples of ½ do.
 
 # %%
-dense = rules.of_layer(mbp.Dense(3, mbp.relu), (4, 2))
-at_least = next(each for each in Bench(dense).mutants() if each.kind == "made ge")
+relu_alone = rules.of_layer(mbp.relu, (4, 2))
+at_least = next(each for each in Bench(relu_alone).mutants() if each.kind == "made ge")
 caught = {}
 for kind in ("normal", "ties"):
-    drawn = [dense.draw(rules.generator(seed), kind) for seed in range(100)]
-    caught[kind] = sum(bool(differences(dense, args, Rational(), at_least).any()) for args in drawn)
-    right = sum(judges.rational(dense, args).ok for args in drawn)
+    drawn = [relu_alone.draw(rules.generator(seed), kind) for seed in range(100)]
+    wrong = (differences(relu_alone, args, Rational(), at_least) for args in drawn)
+    caught[kind] = sum(bool(each.any()) for each in wrong)
+    right = sum(judges.rational(relu_alone, args).ok for args in drawn)
     print(f"{kind:<7} z > 0 passes {right} of 100 draws, z >= 0 is caught in {caught[kind]}")
     assert right == 100
 assert caught["normal"] == 0 < caught["ties"]
