@@ -131,8 +131,6 @@ def _of_platform(inner: Any) -> Any:
     for equation in inner.eqns:
         params = {name: _of_platform(value) for name, value in equation.params.items()}
         platforms = params.get("branches_platforms")
-        if equation.primitive.name == "platform_index":
-            continue
         if platforms is not None:
             fits = (PLATFORM in (each or (PLATFORM,)) for each in platforms)  # None fits any
             branch = params["branches"][list(fits).index(True)]
