@@ -58,7 +58,7 @@ class Kept(NamedTuple):
 
     @property
     def inputs(self) -> bool:
-        """Whether the layer keeps its input."""
+        """Whether the layer's input is to be read off the output of the step below."""
         return IN in self.places.value[1]
 
     def opened(self, x: Any) -> Tree:
@@ -83,17 +83,17 @@ def kept_once(residuals: Tree, x: jax.Array, out: jax.Array) -> Kept:
         x, out: its input, and its output as the next step takes it.
     """
     leaves, structure = jax.tree.flatten(residuals)
-    both = any(leaf is out for leaf in leaves)  # else x alone is no more to stack than out alone
+    keeps_out = any(leaf is out for leaf in leaves)
     own: list[jax.Array] = []
     places = []
     for leaf in leaves:
-        special = IN if both and leaf is x else OUT if leaf is out else None
+        special = IN if keeps_out and leaf is x else OUT if leaf is out else None
         found = (place for place, each in enumerate(own) if each is leaf)
         place = next(found, len(own)) if special is None else special
         if place == len(own):
             own.append(leaf)
         places.append(place)
-    outs = out if min(places, default=0) < 0 else ()
+    outs = out if keeps_out else ()
     return Kept(outs, tuple(own), Static((structure, tuple(places))))
 
 

@@ -45,7 +45,7 @@ from manual_bp.sharding import sharded_like
 
 
 class Residuals(NamedTuple):
-    """kept: what the steps keep, stacked; x: the first one's input, () if they don't keep it."""
+    """kept: what the steps keep, stacked; x: the first one's input, () if none is read off outs."""
 
     kept: Kept
     x: Any
